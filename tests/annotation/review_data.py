@@ -70,9 +70,13 @@ def duplicates(index: int, other: int) -> Problem:
 
 def open_review(data: Path, output: Path, *problems: Problem, overwrite: bool = False) -> tuple[Review, ReviewOutput]:
     """A review of problems, whose indices are places in `read_images(data)`."""
-    held = ReviewOutput(output, data, overwrite=overwrite)
-    items = ReviewItems(evidence_of(read_images(data)), problems)
-    return Review(items, read_review_table(data), held), held
+    table = read_review_table(data)
+    held = ReviewOutput(output, table, overwrite=overwrite)
+    try:
+        return Review(ReviewItems(evidence_of(read_images(data)), problems), table, held), held
+    except BaseException:
+        held.close()
+        raise
 
 
 def close(review: Review, held: ReviewOutput) -> None:

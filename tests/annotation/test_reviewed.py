@@ -15,11 +15,10 @@ from tl.annotation.reviewed import (
     CHANGE_COLUMNS,
     Decision,
     Remark,
+    Result,
     ReviewedFiles,
     changes_text,
-    list_changes,
     write_changes,
-    write_reviewed,
 )
 from tl.data.manifests import LabeledImage, ManifestColumns, read_images
 from tl.data.splits import check_groups
@@ -60,7 +59,7 @@ def test_write_reviewed__class_folders_with_splits(tmp_path: Path) -> None:
         moved: Decision("group", of=twin),
     }
     output = tmp_path / "out" / "reviewed.csv"
-    write_reviewed(table, decisions, output)
+    Result(table, decisions).write(ReviewedFiles(output))
     rows = {row["path"]: row for row in rows_of(output)}
     assert list(next(iter(rows.values()))) == ["path", "label", "split", "group"]
     assert rows["../photos/train/ant/00.png"]["label"] == "bee"
@@ -83,7 +82,7 @@ def test_write_reviewed__keeps_the_columns_and_the_separator_of_a_manifest(tmp_p
     columns = ManifestColumns(path="Datei", label="Art")
     table = read_review_table(tmp_path / "data/labels.csv", columns)
     output = tmp_path / "reviewed.csv"
-    write_reviewed(table, {1: Decision("relabel", "ant")}, output)
+    Result(table, {1: Decision("relabel", "ant")}).write(ReviewedFiles(output))
     assert output.read_text(encoding="utf-8").splitlines() == [
         "Datei;Art;Fundort;mm",
         "data/photos/ant/00.png;ant;Wald;1,5",
@@ -100,9 +99,9 @@ def test_write_reviewed__keeps_names_that_are_not_utf_8(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system only has names in UTF-8")
     table = read_review_table(data)
-    write_reviewed(table, {}, tmp_path / "reviewed.csv")
+    Result(table, {}).write(ReviewedFiles(tmp_path / "reviewed.csv"))
     assert b"photos/ant/\xff.png,ant" in (tmp_path / "reviewed.csv").read_bytes()
-    changes = list_changes(table, {i: Decision("drop") for i in range(len(table.images))}, {})
+    changes = Result(table, {i: Decision("drop") for i in range(len(table.images))}, {}).changes()
     write_changes(changes, ReviewedFiles(tmp_path / "reviewed.csv"), "odd")
     assert b"ant/\xff.png,drop,ant" in (tmp_path / "reviewed.changes.csv").read_bytes()
 
@@ -111,7 +110,7 @@ def test_list_changes__names_everything_once(tmp_path: Path) -> None:
     table = read_review_table(make_photos(tmp_path / "photos", splits=("train", "val")))
     decisions = {0: Decision("relabel", "bee"), 1: Decision("duplicate", of=2), 3: Decision("group", of=12)}
     remarks = {0: Remark(("label", "error"), "Predicted bee.", "sure"), 4: Remark(note="blurred")}
-    changes = {change.path: change for change in list_changes(table, decisions, remarks)}
+    changes = {change.path: change for change in Result(table, decisions, remarks).changes()}
     names = [image.name for image in table.images]
     assert [one.change for one in changes.values()] == ["relabel", "duplicate", "group", "note", "group"]
     assert changes[names[0]].cells == (
@@ -134,7 +133,9 @@ def test_changes_text__is_no_markup_of_names(tmp_path: Path) -> None:
     table = read_review_table(photos)
     place = next(i for i, image in enumerate(table.images) if "img" in image.name)
     remark = Remark(("label",), "Predicted *bee*.", "see [this](http://a.b) <b>")
-    text = changes_text(list_changes(table, {place: Decision("relabel", "bee")}, {place: remark}), "photos to x.csv")
+    text = changes_text(
+        Result(table, {place: Decision("relabel", "bee")}, {place: remark}).changes(), "photos to x.csv"
+    )
     assert text.splitlines() == [
         "# photos to x.csv",
         "",
@@ -160,7 +161,7 @@ def test_read_review_table__run_keeps_its_manifest(tmp_path: Path) -> None:
     ]
     (run / "manifest.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     table = read_review_table(run)
-    write_reviewed(table, {0: Decision("relabel", "bee")}, tmp_path / "reviewed.csv")
+    Result(table, {0: Decision("relabel", "bee")}).write(ReviewedFiles(tmp_path / "reviewed.csv"))
     assert rows_of(tmp_path / "reviewed.csv")[0] == {
         **{"path": "photos/ant/00.png", "label": "bee", "split": "val", "group": "", "sha256": "abc"},
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.annotation.review_data import make_photos, spoil
+from tests.annotation.test_review import decide, review_of
 from tests.commands.conftest import RunTl
 from tests.docs.stage import write_weights
 from tests.models import make_model
@@ -80,6 +81,18 @@ def test_review__refuses(run_tl: RunTl, data: Path, words: tuple[str, ...], told
     )
     assert (done.code, told in done.err) == (1, True), done.err
     assert (data.parent / "mine.csv").read_text(encoding="utf-8") == "path\n"
+
+
+@pytest.mark.parametrize("words", [("gone",), ("photos", "--backbone", "gone")])
+def test_review__overwrite_sets_nothing_aside_if_no_page_is_shown(
+    run_tl: RunTl, data: Path, words: tuple[str, ...]
+) -> None:
+    with review_of(data) as review:
+        decide(review, "drop", "ant/wrong.png")
+    before = {path.name: path.read_bytes() for path in data.parent.glob("reviewed*")}
+    done = run_tl("review", *words, "--overwrite", "--no-browser")
+    assert (done.code, "gone" in done.err) == (1, True), done.err
+    assert {path.name: path.read_bytes() for path in data.parent.glob("reviewed*")} == before
 
 
 def test_review__one_model_is_no_ensemble(run_tl: RunTl, data: Path) -> None:

@@ -241,7 +241,7 @@ def test_page__goes_on_after_kill(npm: Path, data: Path, tmp_path: Path) -> None
     assert (found["names"], found["notes"]) == ([name], ["Note see the wings"])
     (label,) = found["labels"]
     assert label in ("ant → bee", "bee → moth")
-    assert "the last line was not finished" in told
+    assert "the last action was not finished" in told
     assert "goes on with the 1 decisions" in told
     assert [row["note"] for row in rows_of(tmp_path / "reviewed.changes.csv")] == ["see the wings"]
 

@@ -17,6 +17,7 @@ from tests.annotation.review_data import close, duplicates, make_photos, open_re
 from tests.annotation.test_reviewed import rows_of
 from tl.annotation.review import Review
 from tl.annotation.review_items import ReviewItems
+from tl.annotation.session import Seen
 from tl.data.manifests import read_images
 
 httpx = pytest.importorskip("httpx")
@@ -134,7 +135,7 @@ def test_api__conflict_undo_and_note(page: Running) -> None:
         ("/api/decide", {"window": "w", "images": [{"id": 0, "version": 0}], "do": "duplicate"}, 400, "no other"),
         (
             *("/api/decide", {"window": "w", "images": [{"id": 0, "version": 0}], "do": "relabel", "label": " "}),
-            *(400, "a class needs a name"),
+            *(400, "1 to 100 characters"),
         ),
         ("/api/decide", {"window": "w" * 65, "images": [{"id": 0, "version": 0}], "do": "keep"}, 400, "a window's"),
         ("/api/note", {"window": "w", "id": 0, "version": 0, "text": "x" * 2001}, 400, "at most 2,000"),
@@ -183,5 +184,5 @@ def test_events__tell_the_revision(page: Running) -> None:
     with page.client.stream("GET", "/api/events") as stream:
         lines = (json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data:"))
         first = next(lines)["revision"]
-        page.review.decide("w", [(0, 0)], "keep")
+        page.review.decide("w", [Seen(0, 0)], "keep")
         assert next(lines)["revision"] > first

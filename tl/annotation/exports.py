@@ -42,6 +42,14 @@ def journal_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.journal.jsonl")
 
 
+def relative_name(path: str, folder: Path) -> str:
+    """Return a path relative to a folder, with '/'; the absolute path if there is none, as on another drive."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return Path(os.path.abspath(path)).as_posix()
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """What is written: copies, so that the session may go on meanwhile. `reserved` bool (N,): images labeled blind.
@@ -135,10 +143,7 @@ def _splits(snapshot: Snapshot, labeled: Sequence[int], groups: Sequence[str]) -
 
 def _relative_root(root: Path, folder: Path) -> str:
     """The folder of photos as seen from the folder of the output, "" if they are one, else with a '/' at its end."""
-    try:
-        found = os.path.relpath(os.path.abspath(root), os.path.abspath(folder)).replace(os.sep, "/")
-    except ValueError:  # another drive
-        found = os.path.abspath(root).replace(os.sep, "/")
+    found = relative_name(str(root), folder)
     return "" if found == "." else f"{found.rstrip('/')}/"
 
 

@@ -50,8 +50,12 @@ def group_images(images: Sequence[LabeledImage], decisions: Mapping[int, GroupDe
     for i, of in asked:
         joined.join(i, of)
     chosen = {joined.root(i): of for i, of in asked}
+    named: dict[int, str] = {}
+    for i, image in enumerate(images):
+        if image.group:
+            named.setdefault(joined.root(i), image.group)
     new = _new_names(images)
-    names = {root: images[of].group or _group_of(images, joined, root) or next(new) for root, of in chosen.items()}
+    names = {root: images[of].group or named.get(root) or next(new) for root, of in chosen.items()}
     found = {}
     for i, image in enumerate(images):
         root = joined.root(i)
@@ -63,10 +67,6 @@ def group_images(images: Sequence[LabeledImage], decisions: Mapping[int, GroupDe
         ):
             found[i] = Grouped(names[root], images[chosen[root]].split, chosen[root])
     return found
-
-
-def _group_of(images: Sequence[LabeledImage], joined: _Sets, root: int) -> str:
-    return next((image.group for i, image in enumerate(images) if image.group and joined.root(i) == root), "")
 
 
 def _new_names(images: Sequence[LabeledImage]) -> Iterator[str]:

@@ -10,20 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tl.annotation.class_names import check_class_name
+from tl.annotation.exports import Writer
 from tl.annotation.journal import Event
+from tl.annotation.notes import check_note
 from tl.annotation.refusals import Refused
-from tl.annotation.review_items import ReviewItems, check_new_class, trust
+from tl.annotation.review_items import ReviewItems, trust
 from tl.annotation.review_log import DECIDING, ReviewLog
-from tl.annotation.review_output import DelayedWriter, ReviewOutput
+from tl.annotation.review_output import ReviewOutput
 from tl.annotation.review_table import ReviewTable, place_key
-from tl.annotation.reviewed import Change, Decision, Remark, list_changes, write_changes, write_reviewed
+from tl.annotation.reviewed import Change, Decision, Remark, Result, find_lost
+from tl.annotation.session import Seen
 from tl.errors import OutputError
 
-# An image and the version of it that the person has seen.
-Seen = tuple[int, int]
 ACCEPT = "accept"
 ACTIONS = (*DECIDING, ACCEPT)
-MAX_NOTE = 2000
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,9 @@ class Outcome:
 
 
 class Review:
-    """A review in progress. Thread-safe. `close` writes what is left; the output's own `close` comes after it.
+    """A review in progress, of an output that it begins. Thread-safe. The output is closed after it.
 
-    `on_change`: called with the revision after each change, from any thread. `fault`: why the output could not be
-    written, "" if it could.
+    `revision` counts changes of any kind.
     """
 
     def __init__(
@@ -50,23 +50,38 @@ class Review:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.items, self.table, self.files = items, table, output.files
-        self.revision, self.fault = 0, ""
-        self.on_change: Callable[[int], None] = lambda revision: None
-        self._lock, self._journal = threading.RLock(), output.journal
+        self.revision = 0
+        self._lock, self._counting = threading.RLock(), threading.Lock()
+        output.begin()
+        self._journal = output.journal
         self.places = {image.name: place for place, image in enumerate(items.images)}
         self._log = ReviewLog(self.places, output.events)
-        self._batches: dict[int, tuple[int, ...]] = {}  # event -> all events of the same action
         if self._log.ignored:
             say(f"{self.files.journal}: {self._log.ignored} decisions are on images that the data does not have now")
         if count := len(self._log.decisions()):
             say(f"goes on with the {count} decisions in {self.files.journal}")
-        self._writer = DelayedWriter(self.write)
+        self._rows = {
+            place: table.places[key]
+            for place, image in enumerate(items.images)
+            if (key := place_key(image)) in table.places
+        }
+        output.keep_edits(lambda: self._result().text(self.files.output))
+        self._writer = Writer(lambda: self._result().write(self.files), self._count)
         if output.has_actions:
-            self._writer.ask()
+            self._writer.wake()
 
     def close(self) -> None:
-        """Write what is not yet written."""
-        self._writer.close()
+        """Write what is not yet written. Raises `OutputError`."""
+        try:
+            self._writer.close()
+        except OutputError as error:
+            message = f"{error}; all decisions are in {self.files.journal}: run the same command again"
+            raise OutputError(message) from error
+
+    @property
+    def fault(self) -> str:
+        """Why the output could not be written the last time, "" if it could."""
+        return self._writer.fault
 
     # What there is
 
@@ -95,7 +110,7 @@ class Review:
         """What a page shows besides images."""
         with self._lock:
             decisions, notes = self._log.decisions(), self._log.notes()
-            turns = {do: self._log.next_turn(window, do) is not None for do in ("undo", "redo")}
+            turns = {do: self._log.can_turn(window, do) for do in ("undo", "redo")}
         items = self.items
         kinds = [
             items.describe_kind(kind)
@@ -175,8 +190,7 @@ class Review:
 
     def changes(self) -> tuple[Change, ...]:
         """Everything that was decided, in the order of the data."""
-        with self._lock:
-            return self._list_changes(*self._in_table())
+        return self._result().changes()
 
     # What people do
 
@@ -187,18 +201,15 @@ class Review:
         Raises `Refused` for what cannot be meant, `OutputError` if the journal cannot be written.
         """
         with self._lock:
-            conflicts = tuple(place for place, version in seen if self._log.version(place) != version)
-            wanted = [place for place, _ in seen if place not in conflicts]
-            asked = self._ask(wanted, do, label, of)
-            done = self._append(window, asked)
-        return Outcome(
-            tuple(place for places in done for place in places[1]), conflicts, tuple(event for event, _ in done)
-        )
+            conflicts = tuple(one.id for one in seen if self._log.version(one.id) != one.version)
+            asked = self._ask([one.id for one in seen if one.id not in conflicts], do, label, of)
+            events = self._append(window, asked)
+        return Outcome(tuple(place for _, places in asked for place in places), conflicts, tuple(events))
 
     def _ask(self, places: Sequence[int], do: str, label: str, of: int | None) -> list[tuple[Decision, list[int]]]:
         """Return decisions and the images that each is for. Raises `Refused`."""
-        if do == "relabel" and (why := check_new_class(label, self.class_names)):
-            raise Refused("invalid", f"'{label[:100]}': {why}")
+        if do == "relabel" and label not in self.class_names:
+            label = check_class_name(label, self.class_names)
         asked: dict[Decision, list[int]] = {}
         for place in places:
             asked.setdefault(self._decision(place, do, label, of), []).append(place)
@@ -222,104 +233,76 @@ class Review:
         return Decision(do, of=other)  # type: ignore[arg-type]  # one of ACTIONS
 
     def _check_none_is_lost(self, asked: Mapping[Decision, Sequence[int]]) -> None:
-        """Raise `Refused` if images were removed as duplicates of each other, directly or by way of others."""
-        if all(made.do != "duplicate" for made in asked):
+        """Raise `Refused` if no copy of an image were left that was removed as a duplicate."""
+        if not any(made.removes for made in asked):
             return
-        decisions = self._log.decisions() | {place: made for made, places in asked.items() for place in places}
-        for made, places in asked.items():
-            if made.do == "duplicate":
-                for place in places:
-                    self._check_is_left(place, decisions)
-
-    def _check_is_left(self, place: int, decisions: Mapping[int, Decision]) -> None:
-        passed, other = {place}, decisions[place].of
-        while other is not None and other in decisions and decisions[other].do == "duplicate":
-            if other in passed:
-                break
-            passed.add(other)
-            other = decisions[other].of
-        if other in passed:
+        before = self._log.decisions()
+        after = before | {place: made for made, places in asked.items() for place in places}
+        lost = find_lost(after) - find_lost(before)
+        if lost:
             raise Refused(
                 "conflict",
-                f"{self.items.images[place].name}: its duplicate was itself removed as a duplicate: both would be "
-                "lost; keep one of them",
+                f"{self.items.images[min(lost)].name}: its duplicate is removed too: both would be lost; keep one of "
+                "them, or remove each without naming the other",
             )
 
-    def _append(self, window: str, asked: Sequence[tuple[Decision, list[int]]]) -> list[tuple[Event, list[int]]]:
-        """Write events and take them into account. What was written before a fault holds."""
-        done: list[tuple[Event, list[int]]] = []
-        try:
-            for made, places in asked:
-                names = tuple(self.items.images[place].name for place in places)
-                event = self._journal.append(
-                    Event(
-                        do=made.do,
-                        window=window,
-                        images=names,
-                        label=made.label if made.do == "relabel" else None,
-                        of=None if made.of is None else self.items.images[made.of].name,
-                    )
+    def _append(self, window: str, asked: Sequence[tuple[Decision, list[int]]]) -> list[Event]:
+        """Write the events of one action, all or none, and take them into account."""
+        if not asked:
+            return []
+        images = self.items.images
+        events = self._journal.append_all(
+            [
+                Event(
+                    do=made.do,
+                    window=window,
+                    images=tuple(images[place].name for place in places),
+                    label=made.label if made.do == "relabel" else None,
+                    of=None if made.of is None else images[made.of].name,
                 )
-                self._log.apply(event)
-                done.append((event, places))
-        finally:
-            if done:
-                batch = tuple(event.n for event, _ in done)
-                self._batches |= dict.fromkeys(batch, batch)
-                self._changed()
-        return done
+                for made, places in asked
+            ]
+        )
+        for event in events:
+            self._log.apply(event)
+        self._changed()
+        return list(events)
 
     def write_note(self, window: str, seen: Seen, text: str) -> Outcome:
         """Keep a note on an image; an empty one removes it. Raises `Refused`, `OutputError`."""
-        place, version = seen
-        if len(text) > MAX_NOTE:
-            raise Refused("invalid", f"a note has at most {MAX_NOTE:,} characters, found {len(text):,}")
+        place, text = seen.id, check_note(text)
         with self._lock:
-            if self._log.version(place) != version:
+            if self._log.version(place) != seen.version:
                 return Outcome(conflicts=(place,))
             name = self.items.images[place].name
-            event = self._journal.append(Event(do="note", window=window, images=(name,), text=text.strip()))
+            event = self._journal.append(Event(do="note", window=window, images=(name,), text=text))
             self._log.apply(event)
             self._changed()
         return Outcome((place,), events=(event,))
 
     def turn(self, window: str, do: str) -> Outcome:
-        """Undo or redo the last action of a window. Raises `Refused`, `OutputError`."""
+        """Undo or redo the last action of a window, all of it. Raises `Refused`, `OutputError`."""
         with self._lock:
-            found = self._log.next_turn(window, do)
-            if found is None:
-                raise Refused("conflict", f"there is nothing to {do}")
-            batch = self._batches.get(found[0], (found[0],))
-            changed: dict[int, None] = {}
-            events: list[Event] = []
-            for _ in batch:
-                found = self._log.next_turn(window, do)
-                if found is None or found[0] not in batch:
-                    break
-                if found[1]:
-                    if not events:
-                        raise Refused("conflict", "another window has changed these images since")
-                    break
-                events.append(self._journal.append(Event(do=do, window=window, of=found[0])))
-                changed |= dict.fromkeys(self._log.apply(events[-1]))
+            event = self._journal.append(Event(do=do, window=window, of=self._log.check_turn(window, do)))
+            changed = self._log.apply(event)
             self._changed()
-        return Outcome(tuple(changed), events=tuple(events))
+        return Outcome(changed, events=(event,))
 
     # Files
 
     def _changed(self) -> None:
-        self.revision += 1
-        self._writer.ask()
-        self.on_change(self.revision)
+        self._count()
+        self._writer.wake()
 
-    def _in_table(self) -> tuple[dict[int, Decision], dict[int, Remark]]:
-        """Decisions and remarks by the row of the table."""
-        rows = {
-            place: self.table.places[key]
-            for place, image in enumerate(self.items.images)
-            if (key := place_key(image)) in self.table.places
-        }
-        decisions, notes = self._log.decisions(), self._log.notes()
+    def _count(self) -> None:
+        with self._counting:
+            self.revision += 1
+
+    def _result(self) -> Result:
+        """What the decisions make of the table, and remarks on its images."""
+        with self._lock:
+            decisions, notes = self._log.decisions(), self._log.notes()
+        rows = self._rows
         in_table = {
             rows[place]: Decision(made.do, made.label, None if made.of is None else rows[made.of])
             for place, made in decisions.items()
@@ -330,23 +313,8 @@ class Review:
             for place in {*decisions, *notes}
             if place in rows
         }
-        return in_table, remarks
-
-    def _list_changes(self, decisions: dict[int, Decision], remarks: dict[int, Remark]) -> tuple[Change, ...]:
-        return list_changes(self.table, decisions, remarks)
+        return Result(self.table, in_table, remarks)
 
     def write(self) -> None:
-        """Write the output and its changes now. A fault is kept in `fault`: the journal has everything."""
-        with self._lock:
-            decisions, remarks = self._in_table()
-        title = f"Changes of labels: {self.table.source.name} to {self.files.output.name}"
-        try:
-            write_reviewed(self.table, decisions, self.files.output)
-            write_changes(self._list_changes(decisions, remarks), self.files, title)
-            fault = ""
-        except OutputError as error:
-            fault = str(error)
-        if fault != self.fault:
-            self.fault = fault
-            self.revision += 1
-            self.on_change(self.revision)
+        """Write the output and its changes now. Raises `OutputError`: the journal has everything."""
+        self._writer.write_now()

@@ -5,7 +5,7 @@ Knows no events and no files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -176,18 +176,3 @@ def trust(evidence: Evidence) -> str:
     if share >= 0.7:
         return f"{told} Expect a good part of the suggestions to be wrong: decide by the image."
     return f"{told} Most suggestions will be wrong: use the list as an order in which to look, not as advice."
-
-
-def check_new_class(name: str, known: Sequence[str]) -> str:
-    """Return why a label cannot be given, "" if it can: one of the `known` classes, or a good name for a new one."""
-    if name in known:
-        return ""
-    if not name or name != name.strip():
-        return "a class needs a name, without spaces around it"
-    if len(name) > 200 or any(ord(sign) < 32 or "\ud800" <= sign <= "\udfff" for sign in name):
-        return "the name of a class is one line of at most 200 characters"
-    if name == "?":
-        return "'?' marks rejected images in predictions: choose another name"
-    usual = {" ".join(other.split()).casefold(): other for other in known}
-    other = usual.get(" ".join(name.split()).casefold())
-    return "" if other is None else f"there is a class '{other}': use this spelling"

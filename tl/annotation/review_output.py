@@ -1,75 +1,125 @@
-"""The output of a review: held by one process at a time, with its journal, and written a moment after each change.
+"""The output of a review: held by one process at a time, with its journal.
 
 Knows no images.
 """
 
 from __future__ import annotations
 
-import threading
+import math
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tl import __version__
-from tl.annotation.journal import Event, Journal
+from tl.annotation.aside import copy_aside, set_aside
+from tl.annotation.identity import has_prints, take_prints
+from tl.annotation.journal import Event, Journal, check_kind
 from tl.annotation.review_log import ACTING
+from tl.annotation.review_table import ReviewTable
 from tl.annotation.reviewed import ReviewedFiles
-from tl.errors import DataError, OutputError
-from tl.runtime.output.claim import Claim, hold
-from tl.runtime.output.files import check_output, output_errors
+from tl.errors import ConfigError
+from tl.runtime.output.claim import claim_output
+from tl.runtime.output.files import check_output
 
-_WRITE_AFTER_S = 0.3
+KIND = "review"
+# Longer than it takes until a decision is in the output.
+_SECONDS_TO_WRITE = 3.0
 
 
 class ReviewOutput:
     """The files of a review while it lasts. Use as a context manager.
 
-    `events`: what was done before. Raises `OutputError` if another process has the output, if it cannot be written, or
-    if a file exists that no review has written, which `overwrite` replaces; `DataError` if its journal is of other data
-    or damaged.
+    `table`: the data. `events`: what was done before. Raises `OutputError` if another process has the output, if it
+    cannot be written, or if a file exists that no review has written; `ConfigError` if its journal is of other data, or
+    of `tl label`; `DataError` if it is damaged. With `overwrite`, files of these names are renamed instead, and only
+    when `begin` is called.
     """
 
     def __init__(
-        self, output: Path, source: Path, say: Callable[[str], None] = lambda line: None, *, overwrite: bool = False
+        self,
+        output: Path,
+        table: ReviewTable,
+        say: Callable[[str], None] = lambda line: None,
+        *,
+        overwrite: bool = False,
     ) -> None:
-        self.files, self._root, self._exit = ReviewedFiles(output), source.resolve().name, ExitStack()
+        self.files, self._say = ReviewedFiles(output), say
+        self._root, self._paths = table.source.resolve(), {image.name: image.path for image in table.images}
+        self.events: tuple[Event, ...] = ()
+        self._overwrites, self._has_begun, self._may_be_edited = overwrite, False, False
+        self._exit = ExitStack()
         try:
-            _hold(output, self._exit)
-            self._prepare(overwrite)
-            self.journal, self.events = Journal.open(self.files.journal)
-            self._exit.callback(self.journal.close)
-            if self.journal.repaired:
-                say(self.journal.repaired)
-            self._check_same_data()
-            self.journal.append(Event(do="open", version=__version__, root=self._root))
+            check_output(output, overwrite=True)
+            self._exit.enter_context(claim_output(self.files.journal))
+            replaces = overwrite or self.files.journal.exists()
+            for path in self.files.all:
+                check_output(path, overwrite=replaces)
+            if not overwrite:
+                self.begin()
         except BaseException:
             self._exit.close()
             raise
-        self._lines = len(self.events) + 1
 
     @property
     def has_actions(self) -> bool:
         """Whether people have done anything before."""
         return any(event.do in ACTING for event in self.events)
 
-    def _prepare(self, overwrite: bool) -> None:
-        files = self.files
-        others = (files.output, files.changes, files.text)
-        is_new = overwrite or not files.journal.exists()
-        for path in (files.journal, *others):
-            check_output(path, overwrite=overwrite or not is_new)
-        if overwrite:
-            with output_errors(files.journal):
-                files.journal.unlink(missing_ok=True)
+    def begin(self) -> None:
+        """Open the journal, when nothing else can fail any more. Calls after the first do nothing."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        if self._overwrites:
+            set_aside(self.files.all, self._say)
+        written_at = _modified(self.files.journal, math.inf)
+        self.journal, self.events = Journal.open(self.files.journal)
+        self._exit.callback(self._remove_unused)
+        self._exit.callback(self.journal.close)
+        if self.journal.repaired:
+            self._say(self.journal.repaired)
+        self._check_journal()
+        # An output that is newer than the last decision may have been edited.
+        self._may_be_edited = _modified(self.files.output, -math.inf) > written_at + _SECONDS_TO_WRITE
+        self.journal.append(
+            Event(
+                do="open",
+                version=__version__,
+                kind=KIND,
+                root=self._root.name,
+                path=str(self._root),
+                prints=take_prints(self._paths),
+            )
+        )
 
-    def _check_same_data(self) -> None:
-        for event in self.events:
-            if event.do == "open" and event.root != self._root:
-                raise DataError(
-                    f"{self.files.journal}: is of the data '{event.root}', not of '{self._root}': give another output, "
-                    "or start anew",
-                    options=["overwrite"],
-                )
+    def keep_edits(self, text: Callable[[], str]) -> None:
+        """Copy an output that somebody has edited, as it is about to be written again. `text`: what a review writes."""
+        output = self.files.output
+        if self._may_be_edited and output.read_bytes() != text().encode("utf-8", "surrogateescape"):
+            aside = copy_aside(output)
+            self._say(
+                f"{output.name} was edited since the last review, whose decisions it gets again; the edited one "
+                f"is {aside.name}"
+            )
+
+    def _check_journal(self) -> None:
+        """Raise `ConfigError` if the journal is of another command or other data. Data that was moved is the same."""
+        check_kind(self.files.journal, self.events, KIND)
+        last = next((event for event in reversed(self.events) if event.do == "open"), None)
+        if last is None or (last.path or last.root) in (str(self._root), self._root.name):
+            return
+        if not has_prints(last.prints or (), self._paths):
+            raise ConfigError(
+                f"{self.files.journal}: is of the data {last.path or last.root}, not of {self._root}: give another "
+                "output, or start anew",
+                options=["overwrite"],
+            )
+
+    def _remove_unused(self) -> None:
+        """Remove a journal that this process has begun, and in which nobody did anything."""
+        with suppress(OSError):
+            if not self.events and len(self.files.journal.read_bytes().splitlines()) <= 1:
+                self.files.journal.unlink()
 
     def __enter__(self) -> ReviewOutput:
         return self
@@ -78,58 +128,13 @@ class ReviewOutput:
         self.close()
 
     def close(self) -> None:
-        """Let go of the output. A journal in which nobody did anything is removed."""
+        """Let go of the output. A journal that was begun now, and in which nobody did anything, is removed."""
         self._exit.close()
-        with suppress(OSError):
-            if not any(b'"do":"open"' not in line for line in self.files.journal.read_bytes().splitlines()):
-                self.files.journal.unlink()
 
 
-class DelayedWriter:
-    """Calls `write` in a thread of its own, a moment after it was asked to, and once more at the end if need be."""
-
-    def __init__(self, write: Callable[[], None], delay_s: float = _WRITE_AFTER_S) -> None:
-        self._write, self._delay_s = write, delay_s
-        self._wake, self._stop, self._is_asked = threading.Event(), threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="review-writer", daemon=True)
-        self._thread.start()
-
-    def ask(self) -> None:
-        """Write soon."""
-        self._is_asked.set()
-        self._wake.set()
-
-    def close(self) -> None:
-        """Write what is left, and end."""
-        self._stop.set()
-        self._wake.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            self._wake.wait()
-            self._stop.wait(self._delay_s)  # several decisions, one file
-            is_last = self._stop.is_set()
-            self._wake.clear()
-            if self._is_asked.is_set():
-                self._is_asked.clear()
-                self._write()
-            if is_last:
-                return
-
-
-def _hold(output: Path, until: ExitStack) -> None:
-    """Be the only process that writes an output. Raises `OutputError`."""
-    check_output(output, overwrite=True)
-    folder = Claim(output).folder
-    if folder.is_symlink():
-        raise OutputError(f"{folder}: is a symbolic link: remove it")
-    with output_errors(folder):
-        folder.mkdir(exist_ok=True)
-    until.callback(_remove_folder, folder)
-    until.enter_context(hold(folder / "lock", folder / "holder.json", str(output), leaves_lock=False))
-
-
-def _remove_folder(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
+def _modified(path: Path, otherwise: float) -> float:
+    """When a file was changed last."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return otherwise

@@ -9,11 +9,13 @@ import csv
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Literal
 
+from tl.annotation.exports import journal_path, relative_name
 from tl.annotation.groups import Grouped, group_images
 from tl.annotation.review_table import ReviewTable
 from tl.data.manifests import LabeledImage
@@ -51,6 +53,22 @@ class Decision:
     def removes(self) -> bool:
         """Whether the image leaves the data."""
         return self.do in ("drop", "duplicate")
+
+
+def find_lost(decisions: Mapping[int, Decision]) -> set[int]:
+    """Return images removed as duplicates of which no copy is left: the other one is removed too, in whatever way."""
+    return {place for place, made in decisions.items() if made.do == "duplicate" and not _is_left(made.of, decisions)}
+
+
+def _is_left(place: int | None, decisions: Mapping[int, Decision]) -> bool:
+    """Whether an image stays in the data, or one of which it was removed as a duplicate does."""
+    passed: set[int] = set()
+    while place is not None and place not in passed:
+        if place not in decisions or not decisions[place].removes:
+            return True
+        passed.add(place)
+        place = decisions[place].of
+    return False
 
 
 @dataclass(frozen=True)
@@ -102,6 +120,11 @@ class ReviewedFiles:
     output: Path
 
     @property
+    def all(self) -> tuple[Path, ...]:
+        """All of them, with the output."""
+        return self.output, self.changes, self.text, self.journal
+
+    @property
     def changes(self) -> Path:
         """Every decision, one row an image."""
         return self.output.with_name(f"{self.output.stem}.changes.csv")
@@ -114,24 +137,61 @@ class ReviewedFiles:
     @property
     def journal(self) -> Path:
         """What people did, in order."""
-        return self.output.with_name(f"{self.output.stem}.journal.jsonl")
+        return journal_path(self.output)
 
 
-def list_changes(
-    table: ReviewTable, decisions: Mapping[int, Decision], remarks: Mapping[int, Remark]
-) -> tuple[Change, ...]:
-    """Return what was decided about each image, in the order of the images; also images that only have a note."""
-    grouped = group_images(table.images, decisions)
-    noted = {place for place, remark in remarks.items() if remark.note}
-    # An image may share its group with one that was decided about, without a decision of its own.
-    partners = {made.of: place for place, made in decisions.items() if made.do == "group"}
-    changes = []
-    for place in sorted({*decisions, *noted, *grouped}):
-        decision, now = decisions.get(place), grouped.get(place)
-        other = decision.of if decision is not None else None if now is None else partners.get(place, now.of)
-        of = None if other is None else table.images[other]
-        changes.append(_change(table.images[place], decision, now, of, remarks.get(place, Remark())))
-    return tuple(changes)
+@dataclass(frozen=True)
+class Result:
+    """What decisions and remarks, by place, make of a data set."""
+
+    table: ReviewTable
+    decisions: Mapping[int, Decision]
+    remarks: Mapping[int, Remark] = field(default_factory=dict)
+
+    @cached_property
+    def _grouped(self) -> dict[int, Grouped]:
+        return group_images(self.table.images, self.decisions)
+
+    def write(self, files: ReviewedFiles) -> None:
+        """Write the data set after the review, and its changes. Raises `OutputError`."""
+        write_text(files.output, self.text(files.output))
+        title = f"Changes of labels: {self.table.source.name} to {files.output.name}"
+        write_changes(self.changes(), files, title)
+
+    def changes(self) -> tuple[Change, ...]:
+        """Return what was decided about each image, in the order of the images; also images that only have a note."""
+        decisions, grouped, images = self.decisions, self._grouped, self.table.images
+        noted = {place for place, remark in self.remarks.items() if remark.note}
+        # An image may share its group with one that was decided about, without a decision of its own.
+        partners = {made.of: place for place, made in decisions.items() if made.do == "group"}
+        changes = []
+        for place in sorted({*decisions, *noted, *grouped}):
+            decision, now = decisions.get(place), grouped.get(place)
+            other = decision.of if decision is not None else None if now is None else partners.get(place, now.of)
+            of = None if other is None else images[other]
+            changes.append(_change(images[place], decision, now, of, self.remarks.get(place, Remark())))
+        return tuple(changes)
+
+    def text(self, output: Path) -> str:
+        """Return the data set as CSV, with all columns that it had and paths relative to the output."""
+        table, grouped = self.table, self._grouped
+        group = table.group or ("group" if grouped else "")
+        header = (*table.columns, *((group,) if group and group not in table.columns else ()))
+        folder = Path(os.path.abspath(output)).parent
+        rows: list[Sequence[str]] = [header]
+        for place, (image, cells) in enumerate(zip(table.images, table.rows, strict=True)):
+            decision = self.decisions.get(place)
+            if decision is not None and decision.removes:
+                continue
+            row = dict.fromkeys(header, "") | cells | {table.path: relative_name(image.path, folder)}
+            if decision is not None and decision.do == "relabel":
+                row[table.label] = decision.label
+            if place in grouped:
+                row[group] = grouped[place].group
+                if table.split and grouped[place].split != image.split:
+                    row[table.split] = grouped[place].split
+            rows.append([row[name] for name in header])
+        return _separated(rows, table.separator)
 
 
 def _change(
@@ -154,31 +214,6 @@ def _change(
     )
 
 
-def write_reviewed(table: ReviewTable, decisions: Mapping[int, Decision], output: Path) -> None:
-    """Write the data set after the review, with all columns that it had and paths relative to the file.
-
-    Raises `OutputError`.
-    """
-    grouped = group_images(table.images, decisions)
-    group = table.group or ("group" if grouped else "")
-    header = (*table.columns, *((group,) if group and group not in table.columns else ()))
-    folder = Path(os.path.abspath(output)).parent
-    rows: list[Sequence[str]] = [header]
-    for place, (image, cells) in enumerate(zip(table.images, table.rows, strict=True)):
-        decision = decisions.get(place)
-        if decision is not None and decision.removes:
-            continue
-        row = dict.fromkeys(header, "") | cells | {table.path: relative_name(image.path, folder)}
-        if decision is not None and decision.do == "relabel":
-            row[table.label] = decision.label
-        if place in grouped:
-            row[group] = grouped[place].group
-            if table.split and grouped[place].split != image.split:
-                row[table.split] = grouped[place].split
-        rows.append([row[name] for name in header])
-    write_text(output, _separated(rows, table.separator))
-
-
 def write_changes(changes: Sequence[Change], files: ReviewedFiles, title: str) -> None:
     """Write the changes as a table, whose paths are those of the output, and as a text. Raises `OutputError`."""
     folder = Path(os.path.abspath(files.changes)).parent
@@ -195,14 +230,6 @@ def changes_text(changes: Sequence[Change], title: str) -> str:
         if found[do]:
             parts += [f"## {heading} ({len(found[do])})", *_sections(do, found[do])]
     return "\n\n".join(parts) + "\n"
-
-
-def relative_name(path: str, folder: Path) -> str:
-    """Return a path relative to a folder, with '/'; the absolute path if there is none, as on another drive."""
-    try:
-        return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:
-        return Path(os.path.abspath(path)).as_posix()
 
 
 def _sections(do: str, changes: Sequence[Change]) -> Iterable[str]:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl.commands.console import show_json, warn
+from tl.commands.console import warn
+from tl.commands.local_page import bind_page, serve_page
 from tl.commands.model_files import check_model_files
 from tl.commands.options import Device, Threads
 from tl.commands.requests import from_flags
-from tl.errors import ConfigError, MissingExtraError
+from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     import socket
@@ -113,14 +114,7 @@ def command(request: LabelRequest) -> None:
         raise ConfigError("give either --model or --backbone: both compute features")
     if flags.model is not None:
         check_model_files(flags.model)
-    try:
-        from tl.serving.local.access import HOST
-        from tl.serving.server import bind
-    except ImportError as error:
-        raise MissingExtraError(
-            f"the page requires additional packages ({error.name} is missing): pip install 'tl-toolkit[serve]'"
-        ) from error
-    with bind(HOST, request.page.port) as listening:
+    with bind_page(request.page.port) as listening:
         _label(request, listening)
     _leave()
 
@@ -130,9 +124,7 @@ def _label(request: LabelRequest, listening: socket.socket) -> None:
     from tl.annotation.model_making import make_model
     from tl.annotation.opening import open_session
     from tl.serving.label.routes import build_label_app
-    from tl.serving.local.access import LocalAccess
     from tl.serving.local.app import RevisionStream
-    from tl.serving.local.run import serve_local
     from tl.serving.local.thumbnails import Thumbnails
 
     page, plan = request.page, _plan(request)
@@ -142,24 +134,19 @@ def _label(request: LabelRequest, listening: socket.socket) -> None:
         backbone=request.session.backbone,
         photos=request.session.photos,
     )
-    access = LocalAccess(int(listening.getsockname()[1]), warn)
     with open_session(plan, _source(request), warn, make) as session:
         thumbnails = Thumbnails(session.photos.locate, len(session.photos), threads=page.threads)
         stream = RevisionStream(lambda: session.revision)
-
-        def started() -> None:
-            warn(f"labeling {len(session.photos)} photos of {plan.photos}; Ctrl-C stops")
-            warn(f"open {access.link()}")
-            if page.as_json:
-                show_json({"url": access.url, "link": access.link(), "port": access.port, "output": str(plan.output)})
-                sys.stdout.flush()  # a program that started the page waits for this line
-
-        def stopping() -> None:
-            stream.stop()
-            thumbnails.close()
-
-        app = build_label_app(session, thumbnails, stream, access)
-        serve_local(app, access, listening, opens_browser=page.browser, started=started, stopping=stopping)
+        serve_page(
+            lambda access: build_label_app(session, thumbnails, stream, access),
+            listening,
+            stream,
+            thumbnails,
+            output=plan.output,
+            told=f"labeling {len(session.photos)} photos of {plan.photos}; Ctrl-C stops",
+            opens_browser=page.browser,
+            as_json=page.as_json,
+        )
         labeled = session.state()["counts"]["labeled"]
     warn(f"stopped: {labeled} labeled photos in {plan.output}")
 

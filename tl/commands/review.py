@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, show, show_json, warn
+from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, show, warn
+from tl.commands.local_page import bind_page, serve_page
 from tl.commands.model_files import check_model_files, warn_of_equal_files
 from tl.commands.options import (
     FOR_ENSEMBLES,
@@ -27,7 +27,7 @@ from tl.commands.options import (
     check_outputs,
 )
 from tl.commands.requests import from_flags, refuse_given
-from tl.errors import ConfigError, MissingExtraError
+from tl.errors import ConfigError
 
 if TYPE_CHECKING:
     import socket
@@ -140,7 +140,7 @@ def command(request: ReviewRequest) -> None:
     - `tl review photos/ --no-page > problems.csv` prints them: path, kind, score, label, suggested, other, reason
 
     Photos and labels are never changed in place. The page is only for this machine, by the link that is printed.
-    Stopping it loses nothing: the same command goes on. Exit code 3: some images could not be read.
+    Stopping it loses nothing: the same command goes on. Exit code 3: with --no-page, some images could not be read.
     """
     kinds = _kinds(request.kinds)
     members = request.members()
@@ -218,13 +218,6 @@ def summary(evidence: Evidence, problems: Sequence[Problem]) -> str:
 
 def _open_page(request: ReviewRequest, kinds: Sequence[str], members: Sequence[Path]) -> None:
     """Find the problems and serve the page until a signal."""
-    try:
-        from tl.serving.local.access import HOST
-        from tl.serving.server import bind
-    except ImportError as error:
-        raise MissingExtraError(
-            f"the page requires additional packages ({error.name} is missing): pip install 'tl-toolkit[serve]'"
-        ) from error
     from tl.annotation.review import Review
     from tl.annotation.review_items import ReviewItems
     from tl.annotation.review_output import ReviewOutput
@@ -233,10 +226,10 @@ def _open_page(request: ReviewRequest, kinds: Sequence[str], members: Sequence[P
     output = request.out or _OUTPUT
     _check_not_input(output, request.data)
     with ExitStack() as stack:
-        held = stack.enter_context(ReviewOutput(output, request.data, warn, overwrite=request.overwrite))
-        listening = stack.enter_context(bind(HOST, request.local.port))
-        evidence, problems = _find(request, kinds, members)
+        listening = stack.enter_context(bind_page(request.local.port))
         table = read_review_table(request.data, request.columns.columns())
+        held = stack.enter_context(ReviewOutput(output, table, warn, overwrite=request.overwrite))
+        evidence, problems = _find(request, kinds, members)
         warn(summary(evidence, problems))
         review = Review(ReviewItems(evidence, tuple(problems)), table, held, warn)
         stack.callback(review.close)
@@ -248,35 +241,26 @@ def _check_not_input(output: Path, data: Path) -> None:
     """Raise `ConfigError` for an output that the review reads."""
     from tl.annotation.reviewed import ReviewedFiles
 
-    files = ReviewedFiles(output)
-    for path in (files.output, files.changes, files.text, files.journal):
+    for path in ReviewedFiles(output).all:
         if path.exists() and data.exists() and path.samefile(data):
             raise ConfigError(f"{path}: is read by this command: give the output another name with -o")
 
 
 def _serve(request: ReviewRequest, review: Review, listening: socket.socket) -> None:
-    from tl.serving.local.access import LocalAccess
-    from tl.serving.local.run import serve_local
     from tl.serving.review.routes import ReviewApi, build_review_app, open_thumbnails
 
-    access = LocalAccess(int(listening.getsockname()[1]), warn)
     thumbnails = open_thumbnails(review)
     api = ReviewApi(review, [_next_command(request, review.files.output)])
-
-    def started() -> None:
-        warn("Ctrl-C stops, and loses nothing")
-        warn(f"open {access.link()}")
-        if request.as_json:
-            output = str(review.files.output)
-            show_json({"url": access.url, "link": access.link(), "port": access.port, "output": output})
-            sys.stdout.flush()  # a program that started the page waits for this line
-
-    def stopping() -> None:
-        api.stream.stop()
-        thumbnails.close()
-
-    app = build_review_app(api, review, thumbnails, access)
-    serve_local(app, access, listening, opens_browser=request.local.browser, started=started, stopping=stopping)
+    serve_page(
+        lambda access: build_review_app(api, review, thumbnails, access),
+        listening,
+        api.stream,
+        thumbnails,
+        output=review.files.output,
+        told="Ctrl-C stops, and loses nothing",
+        opens_browser=request.local.browser,
+        as_json=request.as_json,
+    )
 
 
 def _next_command(request: ReviewRequest, output: Path) -> str:

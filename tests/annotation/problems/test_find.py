@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -150,6 +151,24 @@ def test_find_problems__classes_with_few_training_images() -> None:
     assert found[0].reason == "class 'bees' has 1 training image, fewer than 10; its name resembles 'bee'"
     assert found[1].reason == "class 'wasp' has 3 training images, fewer than 10"
     assert [problem.score for problem in found] == pytest.approx([0.9, 0.7, 0.7, 0.7])
+
+
+def test_find_problems__as_many_small_classes_as_images() -> None:
+    names = [f"{i:05d}" for i in range(3000)]
+    evidence = make_evidence(LABELS)
+    images = tuple(LabeledImage(f"/x/{name}", name, name) for name in names)
+    many = dataclasses.replace(
+        evidence,
+        images=images,
+        hashes=tuple(names),
+        features=np.eye(3000, 40, dtype=np.float32),
+        ids=np.zeros(3000, np.int64),
+        probabilities=np.full((3000, len(evidence.class_names)), np.nan, np.float32),
+        is_by_run=np.zeros(3000, np.bool_),
+    )
+    started = time.monotonic()
+    assert len(find_problems(many, ["rare"])) == 3000
+    assert time.monotonic() - started < 60  # a step for each pair of images and class took minutes
 
 
 def clusters(count: int) -> NDArray[np.float32]:

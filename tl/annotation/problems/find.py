@@ -93,12 +93,12 @@ def _find_rare(evidence: Evidence) -> Iterator[Problem]:
     """Images of classes with fewer than `FEW_IMAGES` training images; images without a split are training images."""
     counts = Counter(image.label for image in evidence.images if image.split in ("", "train"))
     labels = sorted({image.label for image in evidence.images})
-    thin = [name for name in labels if counts[name] < FEW_IMAGES]
+    usual = [name for name in labels if counts[name] >= FEW_IMAGES]
+    thin = {name: get_close_matches(name, usual, n=1, cutoff=0.8) for name in labels if counts[name] < FEW_IMAGES}
     for index, image in enumerate(evidence.images):
         if image.label not in thin:
             continue
-        count = counts[image.label]
-        alike = get_close_matches(image.label, [name for name in labels if name not in thin], n=1, cutoff=0.8)
+        count, alike = counts[image.label], thin[image.label]
         typo = f"; its name resembles '{alike[0]}'" if alike else ""
         images = "image" if count == 1 else "images"
         reason = f"class '{image.label}' has {count} training {images}, fewer than {FEW_IMAGES}{typo}"

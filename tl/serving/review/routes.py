@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from tl.annotation.review import Outcome, Review
 from tl.annotation.reviewed import CHANGE_COLUMNS
+from tl.annotation.session import Seen
 from tl.errors import ImageReadError
 from tl.serving.access import json_response
 from tl.serving.local.access import LocalAccess
@@ -47,15 +48,9 @@ class _Records:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    id: int
-    version: int
-
-
-@dataclass(frozen=True)
 class _Decide:
     window: str
-    images: tuple[_Seen, ...]
+    images: tuple[Seen, ...]
     do: Literal["keep", "accept", "relabel", "drop", "duplicate", "group"]
     label: str | None = None
     of: int | None = None
@@ -127,14 +122,13 @@ class ReviewApi:
         self._check_ids([one.id for one in asked.images], _MAX_DECIDED)
         if asked.of is not None:
             self._check_ids([asked.of])
-        seen = [(one.id, one.version) for one in asked.images]
         label = asked.label or ""
-        return await self._act(self._review.decide, _window(asked.window), seen, asked.do, label, asked.of)
+        return await self._act(self._review.decide, _window(asked.window), asked.images, asked.do, label, asked.of)
 
     async def _note(self, request: Request) -> Response:
         asked = await read_body(request, _Note)
         self._check_ids([asked.id])
-        seen = (asked.id, asked.version)
+        seen = Seen(asked.id, asked.version)
         return await self._act(self._review.write_note, _window(asked.window), seen, asked.text)
 
     async def _undo(self, request: Request) -> Response:
