@@ -271,7 +271,7 @@ def test_page__takes_back_what_the_server_refuses(plan: SessionPlan, model: Path
 
 
 def test_page__goes_on_when_the_server_is_back(npm: Path, model: Path, tmp_path: Path) -> None:
-    """The server is killed and started anew on its port; its link opens another window, the first one is loaded anew."""
+    """The server is killed and started anew on its port; its link opens another window, and the first one reloads."""
     photos = make_photos(tmp_path / "photos", 40)
     command = [
         sys.executable,

@@ -230,6 +230,11 @@ class Review:
         other = items.twin(place) if of is None else of
         if other is None or other == place:
             raise Refused("invalid", f"{name}: has no other image that it could be a duplicate of")
+        if do == "group" and self._is_equal(place, other):
+            labels = {items.label_after(one, self._log.decisions()) for one in (place, other)}
+            if len(labels) > 1:
+                why = f"is the same file as {items.images[other].name}, with another label"
+                raise Refused("invalid", f"{name}: {why}: relabel or remove one of the two first")
         return Decision(do, of=other)  # type: ignore[arg-type]  # one of ACTIONS
 
     def _check_none_is_lost(self, asked: Mapping[Decision, Sequence[int]]) -> None:

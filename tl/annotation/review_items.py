@@ -90,20 +90,28 @@ class ReviewItems:
 
     def is_open(self, place: int, decisions: Mapping[int, Decision], kind: str | None = None) -> bool:
         """Whether a problem (of a kind) of an image still waits for a decision."""
-        if place in decisions:
-            return False
         problems = self.of_image.get(place, ())
         return any(kind in (None, one.kind) and not self._is_settled(one, decisions) for one in problems)
 
     def _is_settled(self, problem: Problem, decisions: Mapping[int, Decision]) -> bool:
-        """Whether a decision on the other image of a pair settles the problem of this one.
+        """Whether decisions settle a problem. Any decision on an image does, but for pairs of duplicates.
 
-        Another label does not if the two are in different splits: they are still duplicates.
+        Another label settles a pair only if the two are in one split and then have the same label.
         """
-        if problem.other is None or problem.other not in decisions:
+        place, other = problem.index, problem.other
+        if other is None:
+            return place in decisions
+        made = [decisions[one] for one in (place, other) if one in decisions]
+        if any(one.do != "relabel" for one in made):
+            return True
+        if not made or self.images[place].split != self.images[other].split:
             return False
-        is_split = self.images[problem.index].split != self.images[problem.other].split
-        return decisions[problem.other].do != "relabel" or not is_split
+        return self.label_after(place, decisions) == self.label_after(other, decisions)
+
+    def label_after(self, place: int, decisions: Mapping[int, Decision]) -> str:
+        """The label of an image after decisions."""
+        made = decisions.get(place)
+        return made.label if made is not None and made.do == "relabel" else self.images[place].label
 
     def suggestion(self, place: int) -> str | None:
         """The label that the image should perhaps have, None if there is none."""
