@@ -34,7 +34,7 @@ def started(*words: object) -> Iterator[tuple[subprocess.Popen[str], httpx.Clien
     assert line, finish(process)[2]
     answer = json.loads(line)
     with httpx.Client(base_url=answer["url"].rstrip("/"), timeout=30) as client:
-        assert client.get(answer["link"]).status_code == 303
+        assert client.get(answer["link"]).status_code == 200
         yield process, client
 
 
