@@ -81,7 +81,8 @@ def page(data: Path) -> Iterator[Running]:
     thread.start()
     assert ready.wait(30)
     with httpx.Client(base_url=access.url, timeout=60, follow_redirects=True) as client:
-        assert "Review labels" in client.get(access.link()).text
+        assert client.get(access.link()).status_code == 200
+        assert "Review labels" in client.get("/").text
         yield Running(review, access, client)
     server.should_exit = True
     thread.join(60)
