@@ -107,7 +107,7 @@ def running(
         Server(store, workers, load, metrics), Access("127.0.0.1", port, token), reload_s=reload_s, page=page
     )
     server = build_server(app, limits, started=ready.set, idle_s=idle_s)
-    thread = threading.Thread(target=server.run, args=([listening],))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     assert ready.wait(30)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:

@@ -96,7 +96,7 @@ def labeling(plan: SessionPlan, model: Path | None = None, make: MakeModel | Non
 
         app = build_label_app(session, thumbnails, stream, access)
         server = build_server(app, LIMITS, started=ready.set, stopping=stop)
-        thread = threading.Thread(target=server.run, args=([listening],))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         assert ready.wait(30)
         try:

@@ -77,7 +77,7 @@ def page(data: Path) -> Iterator[Running]:
     thumbnails, api = open_thumbnails(review), ReviewApi(review, ["tl train reviewed.csv"])
     app = build_review_app(api, review, thumbnails, access)
     server = build_server(app, LIMITS, started=ready.set, stopping=api.stream.stop)
-    thread = threading.Thread(target=server.run, args=([listening],))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     assert ready.wait(30)
     with httpx.Client(base_url=access.url, timeout=60) as client:
