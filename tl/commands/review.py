@@ -137,8 +137,9 @@ def command(request: ReviewRequest) -> None:
 
     - `tl review runs/beetles --ensemble a.onnx b.onnx c.onnx` also shows errors of the run and where models disagree
 
-    `--no-page` prints the problems as CSV: path, kind, score, label, suggested, other, reason. Photos and labels are never changed in place. The page is only for this machine, by the link that is printed.
-    Stopping it loses nothing: the same command goes on. Exit code 3: with --no-page, some images could not be read.
+    `--no-page` prints the problems as CSV: path, kind, score, label, suggested, other, reason. Photos and labels are
+    never changed in place. The page is only for this machine, by the link that is printed. Stopping it loses nothing:
+    the same command goes on. Exit code 3: with --no-page, some images could not be read.
     """
     kinds = _kinds(request.kinds)
     members = request.members()
