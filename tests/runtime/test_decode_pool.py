@@ -258,7 +258,10 @@ def test_script__killed_leaves_no_processes(tmp_path: Path, color_model: Path, n
         workers = [int(pid) for pid in listed.stdout.split()]
         assert len(workers) == 2
         script.send_signal(number)
-        script.communicate(timeout=30)
+        try:
+            script.communicate(timeout=30)
+        finally:  # where Ctrl-C is ignored, as in a shell's background, the test fails instead of waiting for ever
+            script.kill()
     wait_until(lambda: all(map(is_over, workers)))
 
 
