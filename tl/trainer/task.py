@@ -242,7 +242,8 @@ def _read_unlabeled(folder: str, inputs: FeatureTask, progress: Progress) -> Ima
     )
     if bad:
         progress.say(f"{folder}: {len(bad)} images cannot be read and are left out, first {bad[0][0].name}")
-    kept = [i for i, digest in enumerate(store.hashes) if digest not in set(inputs.store.hashes)]
+    labeled = set(inputs.store.hashes)
+    kept = [i for i, digest in enumerate(store.hashes) if digest not in labeled]
     if not kept:
         raise DataError(f"{folder}: has no readable images besides the labeled ones: leave out unlabeled")
     return dataclasses.replace(

@@ -44,7 +44,7 @@ def solve(task: Task, run: Run, progress: Progress, is_resumed: bool) -> Outcome
 
 def _leave_sites_out(task: Task, progress: Progress) -> HeldOut | None:
     """Logits of the training and validation images at each site, by a head that was fitted to the other sites, with a C
-    chosen there; None without sites.
+    chosen there and without self-training; None without sites.
     """
     places = sorted([*task.store.indices("train"), *task.store.indices("val")])
     sites, ids = [task.store.images[i].site for i in places], np.array([task.ids[i] for i in places])
