@@ -49,17 +49,23 @@ def test_version(run_tl: RunTl) -> None:
     assert run_tl("--version").out.strip() == __version__
 
 
+def printed_by(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.alone
 def test_help__is_quick_and_loads_nothing_heavy() -> None:
     code = "import sys, time; sys.argv = ['tl', '-h']\nfrom tl.cli import main\n"
     code += "try: main()\nfinally: print([*sys.modules], time.process_time(), sep='\\n')"
-    seconds = []
+    bare = "import time, numpy, PIL.Image, rich.console, typer\nprint(time.process_time())"
+    seconds, least = [], []
     for _ in range(3):  # CPU time, best of three, so that a busy machine does not fail the test
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        *_, modules, used = done.stdout.splitlines()
+        *_, modules, used = printed_by(code).splitlines()
         seconds.append(float(used))
+        least.append(float(printed_by(bare)))
     assert not [name for name in ("torch", "onnxruntime", "albumentations", "sklearn") if f"'{name}'" in modules]
-    assert min(seconds) < 1.0  # 0.5 on a slow core
+    # Relative to the libraries that it needs: how many seconds an import takes depends on the CPU.
+    assert min(seconds) / min(least) < 8, (seconds, least)  # about 3.5
 
 
 def test_unknown_option__exit_2(run_tl: RunTl) -> None:

@@ -120,13 +120,11 @@ sys.addaudithook(hook)
 
 @pytest.mark.alone
 def test_import__is_quick() -> None:
-    code = f"import time\n{NEEDED}begun = time.process_time()\nimport tl.runtime\nprint(time.process_time() - begun)"
-    best = 60.0
-    for _ in range(8):  # CPU time, best of several: other load only makes it slower
-        best = min(best, float(run_python(code).stdout))
-        if best < 0.15:
-            break
-    assert best < 0.15
+    # Relative to what it needs: how many seconds an import takes depends on the CPU.
+    code = f"import time\nbefore = time.process_time()\n{NEEDED}needed = time.process_time()\nimport tl.runtime\n"
+    code += "print((time.process_time() - needed) / (needed - before))"
+    ratios = [float(run_python(code).stdout) for _ in range(5)]
+    assert sorted(ratios)[2] < 2.5, ratios  # about 0.8
 
 
 def test_import__public_names_exist_and_are_documented() -> None:

@@ -300,9 +300,9 @@ def test_events__tell_revisions_and_end_with_the_server(photos: Path, tmp_path: 
         revision = page.get("/api/state")["revision"]
         page.wait(lambda state: heard[-1] >= revision)
         began = time.monotonic()
-    thread.join(10)
+    thread.join(40)
     assert not thread.is_alive()
-    assert time.monotonic() - began < 8  # the stream does not hold the server
+    assert time.monotonic() - began < 40  # the stream does not hold the server, which would end it after 61 s
     assert heard == sorted(set(heard))
     assert len(heard) < 20  # several changes are told at once
 

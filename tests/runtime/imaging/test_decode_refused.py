@@ -173,7 +173,7 @@ def test_decode_image__png_bomb_by_its_header(size: tuple[int, int]) -> None:
     begun = time.process_time()
     reason = failure(png(*size, bits=8, color=2)).reason
     assert "the limit is 179 million" in reason
-    assert time.process_time() - begun < 2  # CPU time of this process; decoding 3.6 Gpx would take far longer
+    assert time.process_time() - begun < 10  # CPU time of this process; decoding 3.6 Gpx would take far longer
 
 
 def test_decode_image__jpeg_bomb_by_its_header() -> None:
