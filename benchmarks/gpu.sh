@@ -51,7 +51,7 @@ models() {
 }
 
 tests() {
-  "$python" -m pytest -p no:cacheprovider -q -m cuda -W ignore::DeprecationWarning tests/integration/test_cuda.py
+  TL_TEST_DEVICE=$DEVICE "$python" -m pytest -p no:cacheprovider -q -m cuda -W ignore::DeprecationWarning tests/integration/test_cuda.py
 }
 
 predict() {
