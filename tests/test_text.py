@@ -4,7 +4,7 @@ import pytest
 
 from tl.commands.console import ConsoleProgress, show_json, show_table, warn
 from tl.studies.report.page import Page, render
-from tl.text import printable
+from tl.text import printable, time_in_words
 
 HOSTILE = "beetle\x1b[31m\x07\r\x9b2J\u202egnp.exe"
 SAFE = "beetle\\x1b[31m\\x07\\r\\x9b2J\\u202egnp.exe"
@@ -13,6 +13,13 @@ SAFE = "beetle\\x1b[31m\\x07\\r\\x9b2J\\u202egnp.exe"
 def test_printable__controls_become_escapes_and_letters_stay() -> None:
     assert printable(HOSTILE) == SAFE
     assert printable("Käfer 日本\tא\n") == "Käfer 日本\tא\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s"), (45, "45 s"), (119, "119 s"), (725, "12 min"), (12600, "3.5 h")]
+)
+def test_time_in_words(seconds: float, words: str) -> None:
+    assert time_in_words(seconds) == words
 
 
 def test_warn__and_progress_show_no_controls(capsys: pytest.CaptureFixture[str]) -> None:

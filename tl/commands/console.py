@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tl.errors import MissingExtraError, TlError
-from tl.text import printable
+from tl.text import printable, time_in_words
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBar
@@ -120,8 +120,8 @@ class ConsoleProgress:
 
     def _line(self, note: str) -> str:
         speed = self._done / (time.monotonic() - self._started)
-        left = (self._total - self._done) / max(speed, 1e-9)
-        state = f"{self._name}: {self._done}/{self._total} {self._unit}, {speed:.1f}/s, about {left:.0f} s left"
+        left = time_in_words((self._total - self._done) / max(speed, 1e-9))
+        state = f"{self._name}: {self._done}/{self._total} {self._unit}, {speed:.1f}/s, about {left} left"
         return f"{state}, {note}" if note else state
 
 

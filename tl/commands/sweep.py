@@ -13,6 +13,7 @@ import typer
 
 from tl.commands.console import EXIT_SOME_FAILED, console_progress, packages_of, show, show_json, warn, write_beside
 from tl.errors import ConfigError, DataError, TlError
+from tl.text import time_in_words
 
 if TYPE_CHECKING:
     from tl.studies.study import Cell, Study
@@ -158,7 +159,6 @@ def _show_plan(study: Study, runs: list[CellRun], folder: Path, *, test: bool) -
 def _show_estimate(study: Study, runs: list[CellRun], folder: Path, *, test: bool) -> None:
     """Print the estimated time, or why there is none; the plan is useful without it."""
     from tl.studies.estimate import estimate_after, estimate_seconds
-    from tl.studies.sweep import in_words
 
     try:
         seconds, after = estimate_seconds(runs), estimate_after(study, runs, folder, test=test)
@@ -166,9 +166,10 @@ def _show_estimate(study: Study, runs: list[CellRun], folder: Path, *, test: boo
         warn(f"no time estimate: {error}")
     else:
         what = "exporting and testing" if test else "exporting"
+        total, own, later = map(time_in_words, (seconds + after.seconds, seconds, after.seconds))
         warn(
-            f"about {in_words(seconds + after.seconds)} in total on this machine: {in_words(seconds)} for the runs and "
-            f"{in_words(after.seconds)} for {what} {after.models} selected models. Estimated from what has finished, "
+            f"about {total} in total on this machine: {own} for the runs and "
+            f"{later} for {what} {after.models} selected models. Estimated from what has finished, "
             "else from one step of each network, scaled to all its epochs; decoding and augmentation add to it, early "
             "stopping reduces it"
         )

@@ -28,6 +28,7 @@ from tl.runtime.devices import usable_cores
 from tl.runtime.metric_names import main_metric, plain_name
 from tl.runtime.output.files import output_errors, write_text
 from tl.studies.study import Cell
+from tl.text import time_in_words
 from tl.trainer.run_folder.run import Run
 
 P = ParamSpec("P")
@@ -194,7 +195,7 @@ def run_cells(
         for number, (run, seconds) in enumerate(_train_all(todo, jobs, ends), start=1):
             left = (time.monotonic() - started) / number * (len(todo) - number)
             progress.advance(note=run.cell.setting)
-            progress.say(f"{_outcome(run)} ({seconds:.0f} s; about {in_words(left)} left for the runs)")
+            progress.say(f"{_outcome(run)} ({seconds:.0f} s; about {time_in_words(left)} left for the runs)")
     except (KeyboardInterrupt, RunInterrupted) as stop:  # in this process, or first in a run's own process
         raise RunInterrupted("interrupted; run the same command again to resume") from stop
     if unbegun := [run for run in todo if run.state == "open"]:
@@ -282,10 +283,3 @@ def _outcome(run: CellRun) -> str:
     val = run.metrics()["val"]
     name = main_metric(val)
     return f"{run.cell.setting} seed {run.cell.seed}: val {plain_name(name)} {val[name]:.4g}"
-
-
-def in_words(seconds: float) -> str:
-    """A time span for display."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

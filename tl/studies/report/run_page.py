@@ -55,6 +55,7 @@ from tl.studies.report.point_sections import error_note, point_figures, point_se
 from tl.studies.report.run_files import FinishedRun, open_finished, read_judged
 from tl.studies.report.run_map import map_run
 from tl.studies.report.samples import augmented_cards
+from tl.text import time_in_words
 from tl.trainer.config import TrainConfig
 from tl.trainer.config_files import own_choices
 from tl.trainer.options import is_solved
@@ -101,11 +102,10 @@ def build_run_page(finished: FinishedRun, contract: Contract | None = None) -> P
     figures = parts.figures
     if finished.split == "test" and parts.on_validation:
         figures.append(("on validation", parts.on_validation))
-    minutes = finished.metrics["train_seconds"] / 60
     return Page(
         title=finished.name,
         subtitle=_subtitle(finished),
-        figures=[*figures, ("training", f"{minutes:.1f} min")],
+        figures=[*figures, ("training", time_in_words(finished.metrics["train_seconds"]))],
         sections=sections,
         kicker=parts.kicker,
         headline=parts.headline,
