@@ -23,8 +23,8 @@ test: .venv/installed
 test-all: .venv/installed .venv-runtime/installed .venv-oldest/installed
 	TL_OLDEST_PYTHON=.venv-oldest/bin/python $(PYTEST) $(PARALLEL) -m "slow and not alone"
 	$(PYTEST) -m "alone and slow"
-	.venv-runtime/bin/python -m pytest tests/runtime
-	.venv-oldest/bin/python -m pytest tests/runtime
+	.venv-runtime/bin/python -m pytest $(PARALLEL) tests/runtime
+	.venv-oldest/bin/python -m pytest $(PARALLEL) tests/runtime
 
 # Files of tl/ of which the quick tests run less than 80%; subprocesses are not measured.
 coverage: .venv/installed
@@ -54,12 +54,12 @@ docs: .venv/installed
 # The runtime alone: no torch, typer or pydantic. onnx only builds the tests' small models.
 .venv-runtime/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-runtime
-	.venv-runtime/bin/python -m pip install $(PIP_QUIET) -c constraints.txt -e '.[cpu]' pytest hypothesis onnx
+	.venv-runtime/bin/python -m pip install $(PIP_QUIET) -c constraints.txt -e '.[cpu]' pytest pytest-xdist hypothesis onnx
 	touch $@
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install $(PIP_QUIET) -c constraints-oldest.txt -e '.[cpu]' pytest hypothesis onnx
+	.venv-oldest/bin/python -m pip install $(PIP_QUIET) -c constraints-oldest.txt -e '.[cpu]' pytest pytest-xdist hypothesis onnx
 	touch $@
 
 # Pins what a fresh, unpinned install resolves to.

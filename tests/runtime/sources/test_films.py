@@ -218,7 +218,8 @@ def test_iter_frames__of_a_program_that_misbehaves(
         assert len(last_error(film)) < 300
 
 
-def test_frame_budget__waits_until_frames_are_freed() -> None:
+def test_frame_budget__waits_until_frames_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(films, "_MAX_WAIT", 60.0)
     budget = FrameBudget(max_bytes=20, least=2)
     kept = [MemoryFile("a", b""), MemoryFile("b", b"")]
     for frame in kept:
@@ -235,7 +236,10 @@ def test_frame_budget__waits_until_frames_are_freed() -> None:
 
 
 @pytest.mark.parametrize("processes", [0, 1])
-def test_frame_budget__never_stalls_prediction(color_model: Path, processes: int) -> None:
+def test_frame_budget__never_stalls_prediction(
+    color_model: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(films, "_MAX_WAIT", 100.0)
     budget, most = FrameBudget(max_bytes=1, least=MAX_GROUP + 1), 0
     image = encode(np.full((8, 8, 3), 90, np.uint8), "PNG")
 
@@ -252,7 +256,7 @@ def test_frame_budget__never_stalls_prediction(color_model: Path, processes: int
     with load(color_model, device="cpu", threads=2, decode_processes=processes) as predictor:
         assert len(list(predictor.predict_iter(frames(), batch_size=8))) == 80
     assert most <= MAX_GROUP + 1
-    assert time.monotonic() - started < 20  # a frame that has to wait for the time limit costs a second
+    assert time.monotonic() - started < 100  # no frame had to wait for the time limit
 
 
 @needs_ffmpeg

@@ -36,8 +36,8 @@ _SAFE = ("-protocol_whitelist", "file,pipe", "-format_whitelist", _CONTAINERS)
 # Seconds without a frame after which a film is given up, besides the time that decoding one interval may take.
 _PATIENCE, _PROBE_PATIENCE = 60.0, 30.0
 _MAX_TOLD, _MAX_LINE = 4000, 200
-# Frames in memory, unless these are few.
-_MAX_BYTES = 256 << 20
+# Frames in memory, unless these are few; and seconds after which a caller that keeps every frame goes on.
+_MAX_BYTES, _MAX_WAIT = 256 << 20, 1.0
 
 
 @dataclass
@@ -57,8 +57,9 @@ class FrameBudget:
     def hold(self, frame: MemoryFile, num_bytes: int) -> None:
         """Wait until there is room, and count a frame until it is freed."""
         with self._freed:
-            # The time limit lets a caller go on that keeps every frame.
-            self._freed.wait_for(lambda: self._bytes + num_bytes <= self.max_bytes or self._count < self.least, 1.0)
+            self._freed.wait_for(
+                lambda: self._bytes + num_bytes <= self.max_bytes or self._count < self.least, _MAX_WAIT
+            )
             self._bytes, self._count = self._bytes + num_bytes, self._count + 1
         weakref.finalize(frame, self._free, num_bytes).atexit = False
 
