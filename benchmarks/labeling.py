@@ -28,6 +28,7 @@ from tl.annotation.estimate import estimate_accuracy
 from tl.annotation.learner import FittedHead, fit_head
 from tl.annotation.selection import RANDOM_SHARE, choose_images
 from tl.data.features import directions, standard_scale
+from tl.evaluation.metrics import wilson_interval
 
 TUNING = ("cifar10", "coins", "imagenet-val-500", "brain-mri", "cifar10:long-tail")
 REPORT = ("pacs-cartoon", "cats-dogs", "hymenoptera", "tiny-imagenet", "pacs-cartoon:long-tail")
@@ -139,24 +140,29 @@ def run_estimates(names: tuple[str, ...], out: Path, seeds: int, rules: list[str
 
 
 def judge(name: str, session: Session, features: np.ndarray, ids: np.ndarray) -> list[dict]:
+    """The estimate as `tl label` shows it, and one that does not know the images without a label."""
     rows = np.array(session.labeled)
     names = tuple(map(str, range(int(session.ids.max()) + 1)))
-    estimate = estimate_accuracy(
-        session.features[rows], session.ids[rows], np.array(session.is_random), names, session.seed
-    )
-    if estimate is None:
-        return []
+    own = session.features[rows], session.ids[rows], np.array(session.is_random), names, session.seed
     rest = np.setdiff1d(np.arange(len(session.ids)), rows)
     unlabeled = float(session.is_right(session.features[rest], session.ids[rest]).mean())
     test = float(session.is_right(features, ids).mean())
     case = {
         "kind": "estimate",
         "set": name,
-        "share": f"{session.rule}@{session.share:g}",
+        "seed": session.seed,
         "labels": len(rows),
         "unlabeled": unlabeled,
+        "test": test,
+        "tests": len(ids),
     }
-    return [{**case, **vars(estimate), "width": estimate.high - estimate.low, "test": test, "tests": len(ids)}]
+    found = []
+    for suffix, others in (("", session.features[session.reserve]), (" uncorrected", None)):
+        estimate = estimate_accuracy(*own, unlabeled=others)
+        if estimate is not None:
+            share = f"{session.rule}@{session.share:g}{suffix}"
+            found.append({**case, "share": share, **vars(estimate), "width": estimate.high - estimate.low})
+    return found
 
 
 def append(out: Path, found: list[dict]) -> None:
@@ -181,8 +187,11 @@ def table(out: Path) -> None:
 
 
 def print_estimates(rows: list[dict]) -> None:
-    titles = "rule@share, labels | cases | random labels | bias to unlabeled, test | interval contains them | width"
-    print(f"\n| {titles} |\n|---|---|---|---|---|---|")
+    """Estimates by rule and number of labels. `ideal`: how often the interval of as many independent images holds the
+    accuracy on as many test images, whose own sampling error counts too.
+    """
+    titles = "rule@share, labels | cases | random labels | bias to unlabeled, test | interval contains them | ideal"
+    print(f"\n| {titles} | width |\n|---|---|---|---|---|---|---|")
     cases = defaultdict(list)
     for row in rows:
         cases[row["share"], row["labels"]].append(row)
@@ -192,7 +201,19 @@ def print_estimates(rows: list[dict]) -> None:
         bias = ", ".join(f"{np.mean([row['accuracy'] - row[truth] for row in found]):+.3f}" for truth in truths)
         inside = ", ".join(f"{np.mean([row['low'] <= row[t] <= row['high'] for row in found]):.1%}" for t in truths)
         width, n = (np.mean([row[k] for row in found]) for k in ("width", "n"))
-        print(f"| {share}, {labels} | {len(found)} | {n:.0f} | {bias} | {inside} | {width:.3f} |")
+        print(f"| {share}, {labels} | {len(found)} | {n:.0f} | {bias} | {inside} | {ideal(found):.1%} | {width:.3f} |")
+
+
+def ideal(rows: list[dict], draws: int = 1000) -> float:
+    """Share of draws from binomial distributions with these accuracies whose Wilson intervals hold the truth."""
+    rng, inside = np.random.default_rng(0), []
+    for row in rows:
+        n, tests = row["n"], row["tests"]
+        accuracy = rng.beta(row["test"] * tests + 0.5, (1 - row["test"]) * tests + 0.5, draws)  # Jeffreys' posterior
+        truths = rng.binomial(tests, accuracy) / tests
+        intervals = np.array([wilson_interval(hits, n) for hits in range(n + 1)])[rng.binomial(n, accuracy)]
+        inside.append(((intervals[:, 0] <= truths) & (truths <= intervals[:, 1])).mean())
+    return float(np.mean(inside))
 
 
 def times() -> None:
@@ -208,7 +229,8 @@ def times() -> None:
             p = head.probabilities(features)
             first, _ = timed(lambda f=features, c=candidates, n=labeled[:0]: choose_images(f, None, c, n, 40, 0))
             choose, _ = timed(lambda f=features, p=p, c=candidates, n=labeled: choose_images(f, p, c, n, 40, 0))
-            judged, _ = timed(lambda own=own, r=is_random, n=names: estimate_accuracy(*own, r, n, 0))
+            others = features[-400:]
+            judged, _ = timed(lambda o=own, r=is_random, n=names, u=others: estimate_accuracy(*o, r, n, unlabeled=u))
             cells = " | ".join(f"{seconds:.2f} s" for seconds in (fit, first, choose, judged))
             print(f"| {len(labeled)} | {total} | {cells} |", flush=True)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.annotation.features import make_clouds
-from tl.annotation.estimate import estimate_accuracy, more_to_halve
+from tl.annotation.estimate import corrected_share, estimate_accuracy, more_to_halve
 from tl.annotation.learner import fit_head
 from tl.evaluation.metrics import wilson_interval
 
@@ -72,6 +72,74 @@ def test_estimate_accuracy__interval_contains_the_truth_in_most_cases() -> None:
         assert found is not None
         inside.append(found.low <= truth <= found.high)
     assert np.mean(inside) >= 0.85  # 0.95 wanted; fewer than 26 of 30 have a probability below 0.02
+
+
+def test_estimate_accuracy__unlabeled_images_fill_the_gap_around_random_ones() -> None:
+    """The label of an image is that of its kind, and chosen images are of kinds without a random image.
+
+    Where the only random image of a kind is held out, its kind is unknown, as it is for few other images.
+    """
+    errors = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        centers, label = rng.normal(size=(30, 256)), rng.integers(0, 2, 30)
+        random = rng.integers(0, 30, 40)
+        chosen = np.repeat(np.setdiff1d(np.arange(30), random), 2)
+        kind = np.concatenate([random, chosen, rng.integers(0, 30, 1200)])
+        features = (centers[kind] + 0.5 * rng.normal(size=(len(kind), 256))).astype(np.float32)
+        own, count = slice(0, 40 + len(chosen)), 40 + len(chosen)
+        unlabeled, others = features[count : count + 200], slice(count + 200, None)
+        data = (features[own], label[kind[own]], np.arange(count) < 40, ("a", "b"), seed)
+        head = fit_head(features[own], label[kind[own]], ("a", "b"))
+        truth = (head.probabilities(features[others]).argmax(axis=1) == label[kind[others]]).mean()
+        found = estimate_accuracy(*data), estimate_accuracy(*data, unlabeled=unlabeled)
+        errors.append([each.accuracy - truth for each in found if each])
+    alone, corrected = np.mean(errors, axis=0)
+    assert alone < -0.1
+    assert alone + 0.03 < corrected < 0
+
+
+def test_estimate_accuracy__unlabeled_images_like_the_random_ones_change_little() -> None:
+    features, ids = make_clouds(3, 1040, width=48, apart=0.3)
+    alone = estimate_accuracy(features[:40], ids[:40], all_random(40), NAMES[:3])
+    found = estimate_accuracy(features[:40], ids[:40], all_random(40), NAMES[:3], unlabeled=features[40:])
+    assert alone is not None
+    assert found is not None
+    assert found.accuracy == pytest.approx(alone.accuracy, abs=0.05)  # chance alone: about 0.08 times a weight below 1
+    assert (found.low, found.high) == wilson_interval(found.accuracy * 40, 40)
+    assert found.n == 40
+
+
+def test_estimate_accuracy__no_unlabeled_images() -> None:
+    features, ids = make_clouds(3, 40, width=48, apart=0.3)
+    own = features, ids, all_random(40), NAMES[:3]
+    assert estimate_accuracy(*own, unlabeled=features[:0]) == estimate_accuracy(*own)
+
+
+def test_corrected_share__by_hand() -> None:
+    is_right, confidence = np.array([True, True, False, False]), np.array([0.8, 0.6, 0.6, 0.4])
+    unlabeled = np.array([1, 1, 0.4, 0.4])
+    # covariance 0.2 / 3, variance of all eight 0.46 / 8, four of each: weight 0.58 of 0.1 more confidence
+    weight = 0.2 / 3 / (0.46 / 8) / (1 + 4 / 4)
+    assert corrected_share(is_right, confidence, unlabeled) == pytest.approx(0.5 + weight * 0.1)
+
+
+@pytest.mark.parametrize(
+    ("is_right", "confidence", "unlabeled", "expected"),
+    [
+        ([1, 1, 0, 0], [0.8, 0.8, 0.7, 0.7], [0.9, 0.8, 0.9, 0.8], 0.6),  # weight 1: as much as the confidence differs
+        ([1, 1, 0, 0], [0.6, 0.6, 0.9, 0.9], [0.9, 0.9, 0.9, 0.9], 0.5),  # where it is wrong, it is most confident
+        ([1, 1, 1, 1], [0.9, 0.8, 0.7, 0.6], [0.5, 0.5, 0.6, 0.6], 1.0),  # confidence cannot tell right from wrong
+        ([1, 1, 0, 0], [0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5], 0.5),
+        ([1, 1, 0, 0], [0.9, 0.8, 0.7, 0.6], [], 0.5),
+        ([1] * 9 + [0], [0.8] * 9 + [0.6], [1.0] * 90, 1.0),  # at most 1
+    ],
+)
+def test_corrected_share__limits(
+    is_right: list[int], confidence: list[float], unlabeled: list[float], expected: float
+) -> None:
+    found = corrected_share(np.array(is_right, bool), np.array(confidence), np.array(unlabeled))
+    assert found == pytest.approx(expected)
 
 
 def test_estimate_accuracy__too_few_random_images() -> None:

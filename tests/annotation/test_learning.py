@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 
 from tests.annotation.features import make_clouds
-from tl.annotation.labels import LABELED
+from tl.annotation.estimate import estimate_accuracy
+from tl.annotation.labels import LABELED, OPEN, UNSURE
 from tl.annotation.learning import LabelState, Learning
 
 COUNT = 60
@@ -46,3 +48,16 @@ def test_learn__the_estimate_comes_back_with_the_head() -> None:
         state[0] = make_state(labels, random)
         learning._learn()
         assert (learning.learned.estimate is not None) == has_estimate
+
+
+def test_learn__the_estimate_knows_the_images_of_the_reserve_that_are_open() -> None:
+    matrix, ids = make_clouds(2, COUNT, apart=0.2)
+    features = SimpleNamespace(matrix=matrix, is_ready=np.arange(COUNT) != 29)
+    state = replace(make_state(ids, np.arange(COUNT) < 15), status=np.full(COUNT, LABELED, np.uint8))
+    state.status[15:18], state.status[18:30], state.status[50:] = UNSURE, OPEN, OPEN
+    learning = Learning(COUNT, lambda: features, 0, lambda: state, lambda: None)  # type: ignore[arg-type,return-value]
+    learning._learn()
+    rows = np.flatnonzero(state.status == LABELED)
+    own = matrix[rows], ids[rows], state.is_random[rows], ("a", "b")
+    assert learning.learned.estimate == estimate_accuracy(*own, unlabeled=matrix[18:29])
+    assert learning.learned.estimate != estimate_accuracy(*own)

@@ -183,7 +183,8 @@ class Learning:
         is_due = time.monotonic() - self._estimated_at > _SECONDS_BETWEEN_ESTIMATES or not self._is_pressed
         if self._head is not None and (*key, random.tobytes()) != self._estimated and is_due and not self._is_closed:
             groups = [state.groups[i] for i in rows.tolist()] if state.groups else []
-            estimate = estimate_accuracy(matrix[rows], own.astype(np.int64), random, names, self._seed, groups)
+            rest = matrix[(state.status == OPEN) & ready & state.reserved]
+            estimate = estimate_accuracy(matrix[rows], own.astype(np.int64), random, names, self._seed, groups, rest)
             self._estimated, self._estimated_at = (*key, random.tobytes()), time.monotonic()
             self.learned = replace(self.learned, estimate=estimate)
 
