@@ -22,6 +22,7 @@ def make_snapshot(count: int, **changes: dict[int, int]) -> Snapshot:
     arrays = {
         "label": np.full(count, -1, np.int32),
         "status": np.zeros(count, np.uint8),
+        "version": np.zeros(count, np.int64),
         "reserved": np.zeros(count, bool),
         "is_random": np.zeros(count, bool),
     }

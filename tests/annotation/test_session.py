@@ -17,11 +17,13 @@ from tl.annotation import views
 from tl.annotation.exports import journal_path
 from tl.annotation.features import open_source
 from tl.annotation.journal import Event, Journal
+from tl.annotation.model_making import MadeModel
 from tl.annotation.opening import SessionPlan, open_session
 from tl.annotation.queue import SECONDS_OFFERED, Queue
 from tl.annotation.refusals import Refused
 from tl.annotation.session import LabelSession, Seen
 from tl.annotation.views import Asked
+from tl.data.manifests import read_images
 from tl.errors import ConfigError, DataError, OutputError
 
 COUNT = 60
@@ -494,6 +496,49 @@ def test_act__from_several_threads(photos: Path, output: Path) -> None:
     assert labels_of(plan) == [str(i % 4) for i in range(COUNT)]
     with pytest.raises(OutputError, match="is closed"):
         label(session, 0)
+
+
+def made_of(session: LabelSession, name: str) -> tuple[list[str], str]:
+    """The images of a model that is made now, and what the page says of it."""
+    session.make_model("features", name)
+    ends = time.monotonic() + 30
+    while session.state()["model"]["state"] == "running":
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    state = session.state()["model"]
+    return Path(state["file"]).read_text().splitlines(), state["text"]
+
+
+def list_images(labels: Path, model: Path, **options: Any) -> MadeModel:
+    """Stands for training: lists the images that it is given, which must exist."""
+    model.write_text("\n".join(Path(image.name).name for image in read_images(labels)))
+    scores = {"top1_accuracy": 1.0, "ci_low": 0.2, "ci_high": 1.0, "n": 2}
+    return MadeModel(model, None, {"val": scores}, is_random=True)
+
+
+def test_make_model__leaves_out_photos_that_are_gone_or_changed(photos: Path, output: Path) -> None:
+    with open_session(SessionPlan(photos, output), None, make=list_images) as session:
+        label(session, *range(8))
+        names = [Path(name).name for name in session.photos.names]
+        assert made_of(session, "all")[0] == names[:8]
+        gone, changed = Path(session.photos.paths[1]), Path(session.photos.paths[2])
+        content = gone.read_bytes()
+        gone.unlink()
+        changed.write_bytes(content + b"more")
+        images, told = made_of(session, "fewer")
+        assert images == [names[0], *names[3:8]]
+        assert f"1 labeled images are missing: {session.photos.names[1]}; 1 labeled images are changed since" in told
+        label(session, 2)
+        gone.write_bytes(content)
+        os.utime(gone, ns=(0, 0))  # another file than the one that was labeled, if of the same size
+        images, told = made_of(session, "again")
+        assert images == [names[0], *names[2:8]]
+        assert "are missing" not in told
+        for i in range(3, 8):
+            Path(session.photos.paths[i]).unlink()
+        with pytest.raises(Refused, match=r"5 labeled images are missing: .*: connect their drive"):
+            session.make_model("features", "none")
+    assert len(rows(output)) == 8  # the labels are kept
 
 
 def test_records__are_checked(photos: Path, output: Path) -> None:

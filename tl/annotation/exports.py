@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.annotation.file_changes import FileStamps
 from tl.annotation.labels import LABELED, STATUS_NAMES, Labels
 from tl.annotation.photos import Photos
+from tl.annotation.refusals import Refused
 from tl.errors import DataError, OutputError
 from tl.runtime.output.files import output_errors, write_text
 from tl.runtime.sources.tables import csv_text, read_table
@@ -54,11 +56,12 @@ def relative_name(path: str, folder: Path) -> str:
 class Snapshot:
     """What is written: copies, so that the session may go on meanwhile. `reserved` bool (N,): images labeled blind.
 
-    `is_random` bool (N,): labels that are a random sample.
+    `is_random` bool (N,): labels that are a random sample. `version` int64 (N,): as in `Labels`.
     """
 
     label: NDArray[np.int32]
     status: NDArray[np.uint8]
+    version: NDArray[np.int64]
     notes: dict[int, str]
     class_names: Sequence[str]
     reserved: NDArray[np.bool_]
@@ -67,17 +70,22 @@ class Snapshot:
 
 def take_snapshot(labels: Labels, reserved: NDArray[np.bool_], is_random: NDArray[np.bool_]) -> Snapshot:
     """Copy the state of a session. Its lock must be held."""
-    return Snapshot(
-        labels.label.copy(), labels.status.copy(), dict(labels.notes), labels.class_names, reserved, is_random
-    )
+    arrays = labels.label.copy(), labels.status.copy(), labels.version.copy()
+    return Snapshot(*arrays, dict(labels.notes), labels.class_names, reserved, is_random)
 
 
 class Exports:
-    """Writes the files of one session to `output` and beside it. For one thread at a time."""
+    """Writes the files of one session to `output` and beside it. Thread-safe.
+
+    Images that `leave_out_lost` has found are no rows of `output` until somebody acts on them, or `leave_out_none`.
+    """
 
     def __init__(self, output: Path, photos: Photos) -> None:
         self.output, self._photos = output, photos
         self._above = _relative_root(photos.root, output.parent)
+        self._lock = threading.Lock()
+        self._stamps = FileStamps(photos)
+        self._left_out: set[int] = set()
 
     def path_of(self, image: int) -> str:
         """The path of an image relative to the output, with '/'."""
@@ -85,11 +93,20 @@ class Exports:
 
     def write(self, snapshot: Snapshot) -> None:
         """Write both files. Raises `OutputError`."""
-        labeled = np.flatnonzero(snapshot.status == LABELED).tolist()
+        with self._lock:
+            self._write_labels(snapshot)
+            self._write_notes(snapshot)
+
+    def _write_labels(self, snapshot: Snapshot) -> None:
+        labeled = _labeled(snapshot)
+        self._left_out -= self._stamps.remember(labeled, snapshot.version[labeled].tolist())
+        labeled = [i for i in labeled if i not in self._left_out]
         columns = [name for name in COLUMNS if name != "group" or self._photos.has_groups]
         splits = _splits(snapshot, labeled, [self._photos.group(i) for i in labeled])
         rows = (self._row(snapshot, i, split, columns) for i, split in zip(labeled, splits, strict=True))
         write_text(self.output, csv_text([columns, *rows]))
+
+    def _write_notes(self, snapshot: Snapshot) -> None:
         noted = np.zeros(len(self._photos), bool)
         noted[list(snapshot.notes)] = True
         others = np.flatnonzero((snapshot.status != LABELED) & ((snapshot.status != 0) | noted)).tolist()
@@ -102,17 +119,36 @@ class Exports:
             with output_errors(notes):
                 notes.unlink(missing_ok=True)
 
+    def leave_out_lost(self, snapshot: Snapshot) -> str:
+        """Leave out labeled images whose file is gone or was changed since, and return a sentence that names them.
+
+        Raises `Refused` if these are most of the labeled images.
+        """
+        labeled = _labeled(snapshot)
+        with self._lock:
+            lost = self._stamps.find_lost(labeled)
+            told = lost.describe(self._photos)
+            if 2 * len(lost) > len(labeled):
+                cure = "connect their drive, or put them back" if lost.missing else "look at them, and label them again"
+                raise Refused("conflict", f"{told}: {cure}, then make the model")
+            self._left_out = {*lost.missing, *lost.changed}
+        return told
+
+    def leave_out_none(self) -> None:
+        """Write all labels from now on."""
+        with self._lock:
+            self._left_out.clear()
+
     def agrees(self, snapshot: Snapshot, gone: Collection[str] = ()) -> bool:
         """Return whether the output that exists has the same images, labels and notes. `gone`: images left out."""
         compared = ("path", "label", "note")
         absent = {self._above + name for name in gone}
-        labeled = np.flatnonzero(snapshot.status == LABELED).tolist()
         try:
             table = read_table(self.output)
             found = sorted([row[name] for name in compared] for _, row in table.rows if row["path"] not in absent)
         except (DataError, KeyError, OSError):
             return False
-        return found == sorted(self._row(snapshot, i, "", compared) for i in labeled)
+        return found == sorted(self._row(snapshot, i, "", compared) for i in _labeled(snapshot))
 
     def _row(self, snapshot: Snapshot, image: int, split: str, columns: Sequence[str]) -> list[str]:
         cells = {
@@ -124,6 +160,11 @@ class Exports:
             "note": snapshot.notes.get(image, ""),
         }
         return [cells[name] for name in columns]
+
+
+def _labeled(snapshot: Snapshot) -> list[int]:
+    found: list[int] = np.flatnonzero(snapshot.status == LABELED).tolist()
+    return found
 
 
 def _splits(snapshot: Snapshot, labeled: Sequence[int], groups: Sequence[str]) -> list[str]:

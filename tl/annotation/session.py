@@ -120,6 +120,8 @@ class LabelSession:
             self.work.close()
             self._learning.close()
         finally:
+            self._exports.leave_out_none()
+            self._writer.wake()
             self._writer.close()
 
     def _changed(self) -> None:
@@ -358,7 +360,13 @@ class LabelSession:
 
     def make_model(self, method: Method, name: str) -> None:
         """Begin to make a model from the labels so far. Raises `Refused`, `OutputError`."""
-        self._model.start(method, name, self._writer.write_now)
+        self._model.start(method, name, self._write_for_model)
+
+    def _write_for_model(self) -> str:
+        """Write the labels of the images that are still there; returns which are left out."""
+        left_out = self._exports.leave_out_lost(self._snapshot())
+        self._writer.write_now()
+        return left_out
 
     def cancel_model(self) -> None:
         """Cancel the model in the making. Raises `Refused`."""
