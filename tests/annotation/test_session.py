@@ -498,6 +498,24 @@ def test_act__from_several_threads(photos: Path, output: Path) -> None:
         label(session, 0)
 
 
+def test_change_class__merges(photos: Path, output: Path) -> None:
+    plan = SessionPlan(photos, output, ["red", "crimson", "blue"])
+    with open_session(plan, None) as session:
+        label(session, 0, 1)
+        label(session, 2, 3, name="crimson", window="v")
+        done = session.change_class("w", "merge", "crimson", "red")
+        assert [(record["id"], record["label"]) for record in done.records] == [(2, "red"), (3, "red")]
+        assert [row["name"] for row in session.state()["classes"]] == ["red", "blue"]
+        for name, new, why in [("crimson", "red", "no class"), ("red", "red", "itself"), ("red", "x", "no class 'x'")]:
+            with pytest.raises(Refused, match=why):
+                session.change_class("w", "merge", name, new)
+    assert {row["label"] for row in rows(output)} == {"red"}
+    with open_session(plan, None) as session:  # --classes does not bring it back
+        assert [row["name"] for row in session.state()["classes"]] == ["red", "blue"]
+        assert [record["id"] for record in session.undo("w").records] == [2, 3]
+    assert labels_of(plan)[:5] == ["red", "red", "crimson", "crimson", None]
+
+
 def made_of(session: LabelSession, name: str) -> tuple[list[str], str]:
     """The images of a model that is made now, and what the page says of it."""
     session.make_model("features", name)

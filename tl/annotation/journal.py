@@ -127,6 +127,7 @@ _FIELDS: dict[str, _Checks] = {
     "redo": _NUMBER,
     "add_class": {"name": _is_text, "key?": _is_text},
     "rename_class": {"old": _is_text, "new": _is_text},
+    "merge_class": {"old": _is_text, "new": _is_text},
     "remove_class": {"name": _is_text},
     "keep": _IMAGES,
     "relabel": _IMAGES | {"label": _is_text},

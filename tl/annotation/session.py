@@ -33,7 +33,7 @@ from tl.annotation.refusals import Refused
 from tl.annotation.selection import RANDOM_SHARE, RULE_NAME, RULE_SOURCE
 
 Do = Literal["label", "clear", "unsure", "skip"]
-ClassDo = Literal["add", "rename", "remove"]
+ClassDo = Literal["add", "rename", "merge", "remove"]
 Record = dict[str, Any]
 MAX_RECORDS, MAX_IMAGES = 400, 2000
 START = "start"
@@ -213,13 +213,11 @@ class LabelSession:
         with self._lock:
             return self._keep(Event(do="redo", window=window, of=self.labels.check_redo(window)))
 
-    def change_class(
-        self, window: str, do: Literal["add", "rename", "remove"], name: str, new_name: str | None
-    ) -> Done:
-        """Add, rename or remove a class. Raises `Refused`, `OutputError`."""
+    def change_class(self, window: str, do: ClassDo, name: str, new_name: str | None) -> Done:
+        """Add, rename or remove a class, or merge it into the class `new_name`. Raises `Refused`, `OutputError`."""
         self._check_window(window)
-        if (new_name is None) == (do == "rename"):
-            raise Refused("invalid", "a new name is given exactly if a class is renamed")
+        if (new_name is None) == (do in ("rename", "merge")):
+            raise Refused("invalid", "a new name is given exactly if a class is renamed or merged")
         with self._lock:
             if do == "add":
                 return self._keep(Event(do="add_class", window=window, name=self.labels.check_name(name)))
@@ -227,6 +225,10 @@ class LabelSession:
             if do == "rename":
                 new = self.labels.check_name(new_name or "", other_than=class_id)
                 return self._keep(Event(do="rename_class", window=window, old=name, new=new))
+            if do == "merge":
+                if self.labels.class_id(new_name or "") == class_id:
+                    raise Refused("invalid", "a class cannot be merged with itself")
+                return self._keep(Event(do="merge_class", window=window, old=name, new=new_name))
             if count := int(self.labels.class_counts()[class_id]):
                 raise Refused("conflict", f"{count} images have the label '{name}': label them otherwise first")
             return self._keep(Event(do="remove_class", window=window, name=name))

@@ -66,7 +66,8 @@ def record(scene: Scene, learned: Learned, image: int) -> dict[str, Any]:
     status, label = int(labels.status[image]), int(labels.label[image])
     names = labels.class_names
     is_blind = bool(scene.reserved[image]) and status != LABELED
-    top = [] if is_blind else learned.top(image)
+    # A class may have been merged into another one since the head was fitted.
+    top = [] if is_blind else [one for one in learned.top(image) if labels.has_class(one[0])]
     error = scene.work.errors.get(image)
     return {
         "id": image,
