@@ -17,6 +17,7 @@ from tl.annotation import views
 from tl.annotation.exports import journal_path
 from tl.annotation.features import open_source
 from tl.annotation.journal import Event, Journal
+from tl.annotation.model_job import making_path
 from tl.annotation.model_making import MadeModel
 from tl.annotation.opening import SessionPlan, open_session
 from tl.annotation.queue import SECONDS_OFFERED, Queue
@@ -557,6 +558,14 @@ def test_make_model__leaves_out_photos_that_are_gone_or_changed(photos: Path, ou
         with pytest.raises(Refused, match=r"5 labeled images are missing: .*: connect their drive"):
             session.make_model("features", "none")
     assert len(rows(output)) == 8  # the labels are kept
+
+
+def test_open_session__removes_the_half_made_run_of_a_killed_session(photos: Path, output: Path) -> None:
+    making = making_path(output)
+    making.mkdir()
+    (making / "config.yaml").touch()
+    with open_session(SessionPlan(photos, output), None):
+        assert not making.exists()
 
 
 def test_records__are_checked(photos: Path, output: Path) -> None:

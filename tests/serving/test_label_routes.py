@@ -320,7 +320,7 @@ def test_events__a_limited_number_of_streams(page: Labeling) -> None:
         time.sleep(0.1)
 
 
-def make_slowly(labels: Path, model: Path, *, run: Path, method: Method, progress: Progress) -> MadeModel:
+def make_slowly(labels: Path, model: Path, *, run: Path, making: Path, method: Method, progress: Progress) -> MadeModel:
     """Stands for training: counts labels, until there are no more steps."""
     lines = labels.read_text(encoding="utf-8").splitlines()
     progress.start("training", 1000, "steps")

@@ -26,8 +26,10 @@ _log = logging.getLogger(__name__)
 class MakeModel(Protocol):
     """Makes a model file of labels, as `model_making.make_model`. Raises `TlError`, and what `progress` raises."""
 
-    def __call__(self, labels: Path, model: Path, *, run: Path, method: Method, progress: Progress) -> MadeModel:
-        """Write the model file `model`, and the run folder `run`."""
+    def __call__(
+        self, labels: Path, model: Path, *, run: Path, making: Path, method: Method, progress: Progress
+    ) -> MadeModel:
+        """Write the model file `model`, and the run folder `run`, which is the folder `making` until it is complete."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class ModelState:
     text: str = ""
     run: str = ""
     file: str = ""
+
+
+def making_path(output: Path) -> Path:
+    """Return where a session has the run in the making: `labels.csv` -> `.labels.csv.making`."""
+    return output.with_name(f".{output.name}.making")
 
 
 class _Canceled(BaseException):
@@ -90,7 +97,8 @@ class ModelJob:
 
     def _work(self, method: Method, run: Path, model: Path, left_out: str) -> None:
         try:
-            made = self._make(self._output, model, run=run, method=method, progress=_Told(self))
+            making = making_path(self._output)
+            made = self._make(self._output, model, run=run, making=making, method=method, progress=_Told(self))
             self._set(ModelState("done", _result_text(made, left_out), str(made.run or ""), str(made.model)))
         except _Canceled:
             self._set(ModelState("idle", "canceled"))

@@ -21,7 +21,7 @@ from tl.annotation.feature_work import OpenSource
 from tl.annotation.identity import has_prints, take_prints
 from tl.annotation.journal import Event, Journal, check_kind
 from tl.annotation.labels import IMPORT, LABELED, Labels
-from tl.annotation.model_job import MakeModel
+from tl.annotation.model_job import MakeModel, making_path
 from tl.annotation.model_making import make_model
 from tl.annotation.photos import Photos, list_photos
 from tl.annotation.refusals import Refused
@@ -81,6 +81,7 @@ def open_session(
         stack.enter_context(closing(journal))
         if journal.repaired:
             say(journal.repaired)
+        shutil.rmtree(making_path(plan.output), ignore_errors=True)  # of a session that was killed
         if events:
             begun = _go_on(plan, photos, journal, events, say)
         else:
