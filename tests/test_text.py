@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tl.commands.console import ConsoleProgress, show_json, show_table, warn
 from tl.studies.report.page import Page, render
-from tl.text import printable
+from tl.text import encodable, printable
 
 HOSTILE = "beetle\x1b[31m\x07\r\x9b2J\u202egnp.exe"
 SAFE = "beetle\\x1b[31m\\x07\\r\\x9b2J\\u202egnp.exe"
@@ -13,6 +15,10 @@ SAFE = "beetle\\x1b[31m\\x07\\r\\x9b2J\\u202egnp.exe"
 def test_printable__controls_become_escapes_and_letters_stay() -> None:
     assert printable(HOSTILE) == SAFE
     assert printable("Käfer 日本\tא\n") == "Käfer 日本\tא\n"
+
+
+def test_encodable__replaces_bytes_that_are_not_utf8() -> None:
+    assert encodable(os.fsdecode("Käfer-".encode() + b"\xff.jpg")) == "Käfer-\ufffd.jpg"
 
 
 def test_warn__and_progress_show_no_controls(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,3 +11,8 @@ _UNSAFE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 def printable(text: str) -> str:
     r"""Replace characters that control a terminal or reorder text with escapes such as `\x1b`."""
     return _UNSAFE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def encodable(text: str) -> str:
+    """Replace what UTF-8 and JSON cannot have: bytes of file names that are not UTF-8, escaped as surrogates."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

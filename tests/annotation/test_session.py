@@ -181,7 +181,7 @@ def test_open_session__an_output_without_a_journal_is_nobodys_to_replace(photos:
     with open_session(SessionPlan(photos, output, overwrite=True), None, said.append) as session:
         label(session, 0)
         session.act("w", [Seen(1, 0)], "skip")
-    assert said[1:] == ["labels.journal.jsonl is now labels.2.journal.jsonl", "labels.csv is now labels.2.csv"]
+    assert said[1:] == ["labels.csv is now labels.2.csv", "labels.journal.jsonl is now labels.2.journal.jsonl"]
     with open_session(SessionPlan(photos, output, overwrite=True), None, said.append):
         pass
     assert said[-1] == "labels.notes.csv is now labels.3.notes.csv"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl import __version__
+from tl.annotation.aside import Say, copy_aside, may_be_edited, modified, set_aside
 from tl.annotation.class_names import check_class_name, spell
 from tl.annotation.exports import journal_path, notes_path
 from tl.annotation.feature_work import OpenSource
@@ -30,12 +30,8 @@ from tl.annotation.session import START, Begun, LabelSession
 from tl.data.manifests import LabeledImage, ManifestColumns, read_images
 from tl.errors import ConfigError, DataError, OutputError
 from tl.runtime.output.claim import claim_output
-from tl.runtime.output.files import output_errors
 
 GROUPS, KIND = "folder", "label"
-# Longer than it takes until an action is in the output.
-_SECONDS_TO_WRITE = 3.0
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -75,8 +71,8 @@ def open_session(
         # What can be refused is refused before anything is changed.
         first = None if goes_on else _draw(plan, photos, say)
         if plan.overwrite:
-            _set_aside(plan.output, say)
-        last_event = _modified(journal_path(plan.output))
+            set_aside(_files(plan.output), say)
+        written_at = modified(journal_path(plan.output))
         journal, events = Journal.open(journal_path(plan.output))
         stack.enter_context(closing(journal))
         if journal.repaired:
@@ -90,7 +86,7 @@ def open_session(
             say("no random images could be set aside to measure the accuracy: most images have labels, or one folder")
         session = LabelSession(begun, opens, make)
         stack.enter_context(closing(session))
-        _keep_edits(session, last_event, say)
+        _keep_edits(session, written_at, say)
         session.start()
         yield session
 
@@ -108,23 +104,7 @@ def _check_output_is_free(plan: SessionPlan) -> None:
 
 
 def _files(output: Path) -> tuple[Path, ...]:
-    return journal_path(output), output, notes_path(output)
-
-
-def _set_aside(output: Path, say: Say) -> None:
-    """Rename the files of an earlier session."""
-    aside = _free_name(output)
-    for path, name in zip(_files(output), _files(aside), strict=True):
-        if os.path.lexists(path):
-            with output_errors(path):
-                path.rename(name)
-            say(f"{path.name} is now {name.name}")
-
-
-def _free_name(output: Path) -> Path:
-    """`labels.csv` -> `labels.1.csv`, the first number that none of a session's files has."""
-    names = (output.with_name(f"{output.stem}.{n}{output.suffix}") for n in range(1, 10_000))
-    return next(name for name in names if not any(map(os.path.lexists, _files(name))))
+    return output, journal_path(output), notes_path(output)
 
 
 def _has_begun(output: Path) -> bool:
@@ -158,26 +138,18 @@ def _draw(plan: SessionPlan, photos: Photos, say: Say) -> _First:
     return _First([opened, *taken], seed, reserve)
 
 
-def _modified(path: Path) -> float:
-    """When a file was changed last, infinitely late if there is none."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return math.inf
-
-
-def _keep_edits(session: LabelSession, begun_at: float, say: Say) -> None:
+def _keep_edits(session: LabelSession, written_at: float, say: Say) -> None:
     """Copy an output that somebody has edited since the last session, as it is about to be written again.
 
-    `begun_at`: when the journal was written last; a session that was killed leaves an output that is no newer.
+    `written_at`: when the journal was written last.
     """
     output = session.output
-    if not output.exists() or _modified(output) < begun_at + _SECONDS_TO_WRITE or session.agrees_with_output():
-        return
-    aside = _free_name(output)
-    with output_errors(aside):
-        shutil.copyfile(output, aside)
-    say(f"{output.name} was edited since the last session, whose labels it gets again; the edited one is {aside.name}")
+    if may_be_edited(output, written_at) and not session.agrees_with_output():
+        aside = copy_aside(output)
+        say(
+            f"{output.name} was edited since the last session, whose labels it gets again; the edited one is "
+            f"{aside.name}"
+        )
 
 
 def _begin(plan: SessionPlan, photos: Photos, journal: Journal, first: _First) -> Begun:

@@ -31,6 +31,7 @@ from tl.annotation.photos import Photos
 from tl.annotation.queue import Queue
 from tl.annotation.refusals import Refused
 from tl.annotation.selection import RANDOM_SHARE, RULE_NAME, RULE_SOURCE
+from tl.text import encodable
 
 Do = Literal["label", "clear", "unsure", "skip"]
 ClassDo = Literal["add", "rename", "merge", "remove"]
@@ -326,9 +327,9 @@ class LabelSession:
             undo, redo = self.labels.can_undo(window), self.labels.can_redo(window)
         return {
             "revision": self.revision,
-            "folder": views.shown(str(self.photos.root)),
-            "output": views.shown(str(self.output)),
-            "output_error": views.shown(self._writer.fault) or None,
+            "folder": encodable(str(self.photos.root)),
+            "output": encodable(str(self.output)),
+            "output_error": encodable(self._writer.fault) or None,
             "num_images": len(self.photos),
             "classes": classes,
             "counts": {
@@ -342,12 +343,12 @@ class LabelSession:
                 "total": len(self.photos),
                 "images_per_s": features and features.images_per_s,
                 "eta_s": features and features.eta_s,
-                "error": views.shown(self.work.error) or None,
+                "error": encodable(self.work.error) or None,
             },
             "head": views.head_row(learned, self._learning.is_fitting),
             "estimate": views.estimate_row(learned, set_aside),
             "reserve": reserve,
-            "model": {name: views.shown(text) for name, text in asdict(self._model.state).items()},
+            "model": {name: encodable(text) for name, text in asdict(self._model.state).items()},
             "can_undo": undo,
             "can_redo": redo,
             "rule": {"name": RULE_NAME, "source_text": RULE_SOURCE, "random_share": RANDOM_SHARE},

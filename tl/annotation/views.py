@@ -19,6 +19,7 @@ from tl.annotation.selection import find_similar
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import read_size
 from tl.runtime.imaging.exif import read_facts
+from tl.text import encodable
 
 View = Literal["next", "suggested", "all", "labeled", "unsure", "skipped", "similar", "errors"]
 # Images that a window is offered at a time, and that are found to be like others.
@@ -55,11 +56,6 @@ class Scene:
     reserved: NDArray[np.bool_]
 
 
-def shown(text: str) -> str:
-    """Return a text with file names as JSON needs it: bytes that are not UTF-8 are replaced."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
 def record(scene: Scene, learned: Learned, image: int) -> dict[str, Any]:
     """Return what a page shows of an image. Images of the reserve have no suggestion before a label: blind."""
     labels = scene.labels
@@ -71,7 +67,7 @@ def record(scene: Scene, learned: Learned, image: int) -> dict[str, Any]:
     error = scene.work.errors.get(image)
     return {
         "id": image,
-        "name": shown(scene.photos.names[image]),
+        "name": encodable(scene.photos.names[image]),
         "label": names[label] if label >= 0 else None,
         "status": STATUS_NAMES[status],
         "suggestion": names[top[0][0]] if top else None,
@@ -79,7 +75,7 @@ def record(scene: Scene, learned: Learned, image: int) -> dict[str, Any]:
         "top": [[names[i], round(share, 4)] for i, share in top] or None,
         "note": labels.notes.get(image, ""),
         "version": int(labels.version[image]),
-        "error": None if error is None else shown(error),
+        "error": None if error is None else encodable(error),
         "is_reserved": bool(scene.reserved[image]),
     }
 
@@ -175,7 +171,11 @@ def info(scene: Scene, image: int, label: NDArray[np.int32], names: Sequence[str
     An image of the reserve has no neighbors before it has a label: they would tell it.
     """
     name = scene.photos.names[image]
-    found: dict[str, Any] = {"id": image, "name": shown(name), "format": os.path.splitext(name)[1].lstrip(".").upper()}
+    found: dict[str, Any] = {
+        "id": image,
+        "name": encodable(name),
+        "format": os.path.splitext(name)[1].lstrip(".").upper(),
+    }
     try:
         path = scene.photos.locate(image)
         found["bytes"] = os.stat(path).st_size
@@ -184,7 +184,7 @@ def info(scene: Scene, image: int, label: NDArray[np.int32], names: Sequence[str
     except OSError as error:
         return found | {"error": error.strerror or str(error), "neighbors": []}
     except ImageReadError as error:
-        return found | {"error": shown(error.reason), "neighbors": []}
+        return found | {"error": encodable(error.reason), "neighbors": []}
     camera = " ".join(part for part in (facts.make, facts.model) if part)
     taken = None if facts.captured is None else facts.captured.isoformat()
     found |= {"width": width, "height": height, "taken": taken, "camera": camera or None, "error": None}

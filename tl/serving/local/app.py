@@ -20,6 +20,7 @@ from tl.errors import OutputError, TlError
 from tl.serving.access import error_response, internal_error, json_response
 from tl.serving.local.access import LocalAccess, LocalGate
 from tl.serving.static import mount_page
+from tl.text import encodable
 
 Answer = TypeVar("Answer")
 _STATUS: dict[Kind, int] = {"invalid": 400, "unknown": 404, "conflict": 409}
@@ -139,14 +140,9 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _expected_error(request: Request, error: Exception) -> Response:
     """An error of the machine: a full disk is 507, anything else 422."""
-    return error_response(507 if isinstance(error, OutputError) else 422, shown_text(str(error)))
+    return error_response(507 if isinstance(error, OutputError) else 422, encodable(str(error)))
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
     """A fault of this program: its details are in the terminal, which has the traceback, not in the answer."""
     return internal_error()
-
-
-def shown_text(text: str) -> str:
-    """Return a text that may contain a file name, with what is not UTF-8 in it replaced, as JSON needs it."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

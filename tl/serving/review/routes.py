@@ -19,11 +19,12 @@ from tl.annotation.session import Seen
 from tl.errors import ImageReadError
 from tl.serving.access import json_response
 from tl.serving.local.access import LocalAccess
-from tl.serving.local.app import RevisionStream, build_local_app, get, in_thread, post, shown_text
+from tl.serving.local.app import RevisionStream, build_local_app, get, in_thread, post
 from tl.serving.local.bodies import read_body, read_query
 from tl.serving.local.images import image_routes, parse_id
 from tl.serving.local.thumbnails import Thumbnails
 from tl.serving.static import PAGES
+from tl.text import encodable
 
 _FOLDERS = (PAGES / "review", PAGES / "images")
 # Of one request for records, and of one decision, which one undo takes back.
@@ -168,7 +169,7 @@ def _window(name: str) -> str:
 def _shown(value: Any) -> Any:
     """A value of JSON whose texts may be names that are not UTF-8."""
     if isinstance(value, str):
-        return shown_text(value)
+        return encodable(value)
     if isinstance(value, Mapping):
         return {key: _shown(one) for key, one in value.items()}
     return [_shown(one) for one in value] if isinstance(value, list | tuple) else value
