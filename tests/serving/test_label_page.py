@@ -8,61 +8,23 @@ import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests.models import solid
-from tests.serving.web_driver import Driven, drive, install_npm
+from tests.serving.page_steps import press, until
+from tests.serving.web_driver import drive
 
 pytest.importorskip("tl.serving.app", reason="needs the packages of the extra serve", exc_type=ImportError)
 pytest.importorskip("httpx", reason="needs httpx")
 
-from tests.annotation.photos import color_of, link_photos, make_embedding_model, make_photos
-from tests.serving.label_server import Labeling, labeling
+from tests.annotation.photos import color_of, link_photos, make_photos
+from tests.serving.label_server import FOCUS_GRID, KEYS, MESSAGE, NAMED, labeling, look
 from tl.annotation.opening import SessionPlan
 
 pytestmark = pytest.mark.slow
-KEYS = {"red": "1", "green": "2", "blue": "3"}
 MARKUP = "<img src=x onerror=alert(1)>&amp;-red.png"
-Step = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_npm(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_embedding_model(tmp_path_factory.mktemp("model") / "colors.onnx")
-
-
-@pytest.fixture
-def plan(tmp_path: Path) -> SessionPlan:
-    """120 photos in three colors, of which the names tell the color."""
-    return SessionPlan(make_photos(tmp_path / "photos", 120), tmp_path / "labels.csv", list(KEYS))
-
-
-def press(*keys: str) -> Step:
-    return {"do": "press", "keys": keys}
-
-
-def until(selector: str, text: str) -> Step:
-    return {"do": "until", "selector": selector, "text": text}
-
-
-def look(page: Labeling, npm: Path, tmp_path: Path, steps: list[Step], **job: Any) -> Driven:
-    """Drive the page; all that it asks for must be of its server."""
-    driven = drive(npm, page.access.link(), steps, tmp_path, script="drive_images.mjs", ready=NAMED, **job)
-    assert all(url.startswith((page.access.url, "blob:", "data:")) for url in driven.requests)
-    return driven
-
-
-FOCUS_GRID = {"do": "evaluate", "code": "document.getElementById('grid').focus()"}
-MESSAGE = ".toast-text"
-NAMED = ".tile.active:not([title=''])"  # the image with the focus, when its record is there
 
 
 def test_page__labels_by_keys_alone(npm: Path, model: Path, tmp_path: Path) -> None:

@@ -4,54 +4,22 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.serving.web_driver import Driven, drive, install_npm
+from tests.serving.page_steps import Step, evaluate, focus, pause, press, until
+from tests.serving.web_driver import drive
 
 pytest.importorskip("tl.serving.app", reason="needs the packages of the extra serve", exc_type=ImportError)
 pytest.importorskip("httpx", reason="needs httpx")
 
-from tests.annotation.photos import make_embedding_model, make_photos
-from tests.serving.label_server import Labeling, labeling
-from tests.serving.test_label_page import FOCUS_GRID, KEYS, MESSAGE, NAMED, Step, press, until
+from tests.annotation.photos import make_photos
+from tests.serving.label_server import FOCUS_GRID, KEYS, MESSAGE, NAMED, labeling, look
 from tl.annotation.opening import SessionPlan
 from tl.serving.local.run import write_link_page
 
 pytestmark = pytest.mark.slow
 FOCUSED = {"do": "evaluate", "code": "document.activeElement.id || document.activeElement.tagName"}
-
-
-@pytest.fixture(scope="module")
-def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_npm(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_embedding_model(tmp_path_factory.mktemp("model") / "colors.onnx")
-
-
-@pytest.fixture
-def plan(tmp_path: Path) -> SessionPlan:
-    return SessionPlan(make_photos(tmp_path / "photos", 120), tmp_path / "labels.csv", list(KEYS))
-
-
-def look(page: Labeling, npm: Path, tmp_path: Path, steps: list[Step], **job: Any) -> Driven:
-    return drive(npm, page.access.link(), steps, tmp_path, script="drive_images.mjs", ready=NAMED, **job)
-
-
-def evaluate(code: str) -> Step:
-    return {"do": "evaluate", "code": code}
-
-
-def focus(selector: str) -> Step:
-    return evaluate(f"document.querySelector({selector!r}).focus()")
-
-
-def pause(milliseconds: int) -> Step:
-    return {"do": "pause", "milliseconds": milliseconds}
 
 
 def test_page__a_held_key_acts_once(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.annotation.photos import color_of, make_embedding_model, make_photos
+from tests.annotation.photos import color_of, make_photos
 from tests.full_disk import largest_file
 from tests.serving.label_server import Labeling, labeling
 from tl.annotation.journal import Journal
@@ -29,11 +29,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_photos(tmp_path_factory.mktemp("label") / "photos", COUNT, folders=("a", "b"))
     (folder / "a" / "broken.png").write_bytes(b"no image")
     return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_embedding_model(tmp_path_factory.mktemp("label") / "model.onnx")
 
 
 @pytest.fixture
