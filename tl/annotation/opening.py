@@ -26,6 +26,7 @@ from tl.annotation.model_making import make_model
 from tl.annotation.photos import Photos, list_photos
 from tl.annotation.refusals import Refused
 from tl.annotation.reserve import Draw, draw_reserve, reserved_images, with_groups
+from tl.annotation.respelled import RENAME, find_respelled, with_present_names
 from tl.annotation.session import START, Begun, LabelSession
 from tl.data.manifests import LabeledImage, ManifestColumns, read_images
 from tl.errors import ConfigError, DataError, OutputError
@@ -238,21 +239,42 @@ def _go_on(plan: SessionPlan, photos: Photos, journal: Journal, events: Sequence
         photos = Photos(photos.root, photos.names, has_groups=True)
     if photos.has_groups and not first.groups:
         raise ConfigError(f"{journal.path}: the session was begun without groups: go on without, or give another name")
+    events = with_present_names(events)
+    respelled = find_respelled(photos, events)
+    renaming = Event(do=RENAME, window=START, images=tuple(respelled), renamed=tuple(respelled.values()))
+    *events, _ = with_present_names([*events, renaming])
     labels = _replay(journal.path, photos, events)
     _check_photos(journal.path, photos, labels, events, say)
-    # A class that was renamed or removed is not added again.
-    had = {name for event in events for name in (event.name, event.old, event.new, event.label, *(event.classes or ()))}
-    names = [one.name for _, one in labels.classes]
-    classes = _check_classes([name for name in plan.classes if spell(name) not in had - set(names)], names)
-    drawn = [name for event in events for name in event.drawn or ()]
-    known = with_groups(photos, labels.imported)
-    seed, draw = first.seed or 0, Draw(first.reserve or "", first.passed or ())
-    reserve = reserved_images(photos, seed, draw, known, drawn)
-    new = np.array([i for i in reserve.tolist() if photos.names[i] not in set(drawn)], np.intp)
+    classes = _new_classes(plan.classes, labels, events)
+    reserve, new = _reserve_again(photos, labels, [*events, renaming])
+    if respelled:
+        labels.apply(journal.append(renaming))
+        example = next(iter(respelled.values()))
+        say(f"{len(respelled)} images have names in another Unicode form now, and keep their labels: first {example}")
     labels.apply(journal.append(_opening(photos, new)))
     for name in classes:
         labels.apply(journal.append(Event(do="add_class", window=START, name=name)))
-    return Begun(photos, plan.output, journal, labels, reserve, seed)
+    return Begun(photos, plan.output, journal, labels, reserve, first.seed or 0)
+
+
+def _new_classes(asked: Sequence[str], labels: Labels, events: Sequence[Event]) -> list[str]:
+    """Return the classes to add. One that was renamed, merged or removed is not added again. Raises `ConfigError`."""
+    had = {name for event in events for name in (event.name, event.old, event.new, event.label, *(event.classes or ()))}
+    names = [one.name for _, one in labels.classes]
+    return _check_classes([name for name in asked if spell(name) not in had - set(names)], names)
+
+
+def _reserve_again(
+    photos: Photos, labels: Labels, events: Sequence[Event]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the reserved images, and those among them that are new since the last start."""
+    first, drawn = events[0], list(dict.fromkeys(name for event in events for name in event.drawn or ()))
+    # What was not drawn under its old name is not drawn under its new one.
+    kept = {photos.index[name] for event in events for name in event.renamed or () if name in photos.index}
+    known = with_groups(photos, labels.imported) | kept
+    draw = Draw(first.reserve or "", first.passed or ())
+    reserve = reserved_images(photos, first.seed or 0, draw, known, drawn)
+    return reserve, np.array([i for i in reserve.tolist() if photos.names[i] not in set(drawn)], np.intp)
 
 
 def _replay(path: Path, photos: Photos, events: Sequence[Event]) -> Labels:
