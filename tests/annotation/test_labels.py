@@ -10,8 +10,8 @@ import pytest
 
 from tl.annotation.journal import Event
 from tl.annotation.labels import LABELED, OPEN, SKIPPED, UNSURE, Labels
+from tl.annotation.page_requests import Refused
 from tl.annotation.photos import Photos
-from tl.annotation.refusals import Refused
 
 NAMES = [f"{i}.jpg" for i in range(8)]
 

@@ -13,9 +13,9 @@ from tests.annotation.photos import make_photos
 from tl.annotation.exports import journal_path
 from tl.annotation.journal import Event, Journal
 from tl.annotation.opening import SessionPlan, open_session
+from tl.annotation.page_requests import Seen
 from tl.annotation.photos import Photos
 from tl.annotation.respelled import RENAME, find_respelled, with_present_names
-from tl.annotation.session import Seen
 from tl.errors import DataError
 
 LONG, SHORT = unicodedata.normalize("NFD", "ä/é.jpg"), "ä/é.jpg"

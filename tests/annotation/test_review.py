@@ -22,13 +22,12 @@ from tests.annotation.review_data import (
     wrong_label,
 )
 from tests.annotation.test_reviewed import rows_of
+from tl.annotation.page_requests import Refused, Seen
 from tl.annotation.problems import Problem
-from tl.annotation.refusals import Refused
 from tl.annotation.review import Review
 from tl.annotation.review_items import ReviewItems, trust
 from tl.annotation.review_output import ReviewOutput
 from tl.annotation.review_table import read_review_table
-from tl.annotation.session import Seen
 from tl.data.manifests import LabeledImage, read_images
 
 

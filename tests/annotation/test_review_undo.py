@@ -10,7 +10,7 @@ import pytest
 from tests.annotation.review_data import make_photos, spoil
 from tests.annotation.test_review import decide, review_of, seen
 from tl.annotation.journal import Event
-from tl.annotation.refusals import Refused
+from tl.annotation.page_requests import Refused
 from tl.annotation.review import Review
 from tl.annotation.review_log import ReviewLog
 from tl.annotation.reviewed import Decision, find_lost

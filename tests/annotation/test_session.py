@@ -20,9 +20,9 @@ from tl.annotation.journal import Event, Journal
 from tl.annotation.model_job import making_path
 from tl.annotation.model_making import MadeModel
 from tl.annotation.opening import SessionPlan, open_session
+from tl.annotation.page_requests import Refused, Seen
 from tl.annotation.queue import SECONDS_OFFERED, Queue
-from tl.annotation.refusals import Refused
-from tl.annotation.session import LabelSession, Seen
+from tl.annotation.session import LabelSession
 from tl.annotation.views import Asked
 from tl.data.manifests import read_images
 from tl.errors import ConfigError, DataError, OutputError

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from tl.annotation.file_changes import FileStamps
 from tl.annotation.labels import LABELED, STATUS_NAMES, Labels
+from tl.annotation.page_requests import Refused
 from tl.annotation.photos import Photos
-from tl.annotation.refusals import Refused
 from tl.errors import DataError, OutputError
 from tl.runtime.output.files import output_errors, write_text
 from tl.runtime.sources.tables import csv_text, read_table

@@ -12,16 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.annotation.class_names import check_class_name
 from tl.annotation.journal import Event
+from tl.annotation.page_requests import IMPORT, Refused, check_class_name
 from tl.annotation.photos import Photos
-from tl.annotation.refusals import Refused
 
 OPEN, LABELED, UNSURE, SKIPPED = range(4)
 STATUS_NAMES = ("open", "labeled", "unsure", "skipped")
 NO_LABEL = -1
-# The window of events that take over labels from a file.
-IMPORT = "import"
 KEYS = "123456789"
 _STATUS = {"label": LABELED, "clear": OPEN, "unsure": UNSURE, "skip": SKIPPED}
 

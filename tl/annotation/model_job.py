@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from tl.annotation.model_making import MadeModel, Method
-from tl.annotation.refusals import Refused
+from tl.annotation.page_requests import Refused
 from tl.errors import TlError
 from tl.progress import Progress
 

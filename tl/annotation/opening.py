@@ -15,19 +15,18 @@ from numpy.typing import NDArray
 
 from tl import __version__
 from tl.annotation.aside import Say, copy_aside, may_be_edited, modified, set_aside
-from tl.annotation.class_names import check_class_name, spell
 from tl.annotation.exports import journal_path, notes_path
 from tl.annotation.feature_work import OpenSource
 from tl.annotation.identity import has_prints, take_prints
 from tl.annotation.journal import Event, Journal, check_kind
-from tl.annotation.labels import IMPORT, LABELED, Labels
+from tl.annotation.labels import LABELED, Labels
 from tl.annotation.model_job import MakeModel, making_path
 from tl.annotation.model_making import make_model
+from tl.annotation.page_requests import IMPORT, START, Refused, check_class_name, spell
 from tl.annotation.photos import Photos, list_photos
-from tl.annotation.refusals import Refused
 from tl.annotation.reserve import Draw, draw_reserve, reserved_images, with_groups
 from tl.annotation.respelled import RENAME, find_respelled, with_present_names
-from tl.annotation.session import START, Begun, LabelSession
+from tl.annotation.session import Begun, LabelSession
 from tl.data.manifests import LabeledImage, ManifestColumns, read_images
 from tl.errors import ConfigError, DataError, OutputError
 from tl.runtime.output.claim import claim_output

@@ -10,17 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tl.annotation.class_names import check_class_name
 from tl.annotation.exports import Writer
 from tl.annotation.journal import Event
-from tl.annotation.notes import check_note
-from tl.annotation.refusals import Refused
+from tl.annotation.page_requests import Refused, Seen, check_class_name, check_note
 from tl.annotation.review_items import ReviewItems, trust
 from tl.annotation.review_log import DECIDING, ReviewLog
 from tl.annotation.review_output import ReviewOutput
 from tl.annotation.review_table import ReviewTable, place_key
 from tl.annotation.reviewed import Change, Decision, Remark, Result, find_lost
-from tl.annotation.session import Seen
 from tl.errors import OutputError
 
 ACCEPT = "accept"

@@ -6,7 +6,6 @@ own. `opening` opens a session and closes it.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,19 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.annotation import views
-from tl.annotation.class_names import spell
 from tl.annotation.estimate import MIN_RANDOM
 from tl.annotation.exports import Exports, Snapshot, Writer, take_snapshot
 from tl.annotation.feature_work import FeatureWork, OpenSource
 from tl.annotation.journal import Event, Journal
-from tl.annotation.labels import IMPORT, LABELED, OPEN, SKIPPED, UNSURE, Labels
+from tl.annotation.labels import LABELED, OPEN, SKIPPED, UNSURE, Labels
 from tl.annotation.learning import LabelState, Learning
 from tl.annotation.model_job import MakeModel, ModelJob
 from tl.annotation.model_making import Method, make_model
-from tl.annotation.notes import check_note
+from tl.annotation.page_requests import Refused, Seen, check_note, check_window, spell
 from tl.annotation.photos import Photos
 from tl.annotation.queue import Queue
-from tl.annotation.refusals import Refused
 from tl.annotation.selection import RANDOM_SHARE, RULE_NAME, RULE_SOURCE
 from tl.text import encodable
 
@@ -37,16 +34,6 @@ Do = Literal["label", "clear", "unsure", "skip"]
 ClassDo = Literal["add", "rename", "merge", "remove"]
 Record = dict[str, Any]
 MAX_RECORDS, MAX_IMAGES = 400, 2000
-START = "start"
-_WINDOW = re.compile(r"[A-Za-z0-9_-]{1,40}", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """An image as a window has seen it: its number and version."""
-
-    id: int
-    version: int
 
 
 @dataclass(frozen=True)
@@ -173,7 +160,7 @@ class LabelSession:
 
         Images that another window has changed since are left as they are. Raises `Refused`, `OutputError`.
         """
-        self._check_window(window)
+        check_window(window)
         if not 0 < len(images) <= MAX_IMAGES:
             raise Refused("invalid", f"an action is of 1 to {MAX_IMAGES} images")
         if (label is None) == (do == "label"):
@@ -193,7 +180,7 @@ class LabelSession:
 
     def note(self, window: str, seen: Seen, text: str) -> Done:
         """Set the note of an image; "" removes it. Raises `Refused`, `OutputError`."""
-        self._check_window(window)
+        check_window(window)
         self._check_ids([seen.id])
         text = check_note(text)
         with self._lock:
@@ -204,19 +191,19 @@ class LabelSession:
 
     def undo(self, window: str) -> Done:
         """Undo the last action of a window. Raises `Refused`, `OutputError`."""
-        self._check_window(window)
+        check_window(window)
         with self._lock:
             return self._keep(Event(do="undo", window=window, of=self.labels.check_undo(window)))
 
     def redo(self, window: str) -> Done:
         """Do again what a window has undone last. Raises `Refused`, `OutputError`."""
-        self._check_window(window)
+        check_window(window)
         with self._lock:
             return self._keep(Event(do="redo", window=window, of=self.labels.check_redo(window)))
 
     def change_class(self, window: str, do: ClassDo, name: str, new_name: str | None) -> Done:
         """Add, rename or remove a class, or merge it into the class `new_name`. Raises `Refused`, `OutputError`."""
-        self._check_window(window)
+        check_window(window)
         if (new_name is None) == (do in ("rename", "merge")):
             raise Refused("invalid", "a new name is given exactly if a class is renamed or merged")
         with self._lock:
@@ -233,10 +220,6 @@ class LabelSession:
             if count := int(self.labels.class_counts()[class_id]):
                 raise Refused("conflict", f"{count} images have the label '{name}': label them otherwise first")
             return self._keep(Event(do="remove_class", window=window, name=name))
-
-    def _check_window(self, window: str) -> None:
-        if not _WINDOW.fullmatch(window) or window in (IMPORT, START):
-            raise Refused("invalid", "the name of a window has 1 to 40 letters, digits, hyphens and underscores")
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if any(not 0 <= i < len(self.photos) for i in ids):
@@ -302,7 +285,7 @@ class LabelSession:
             self._check_ids(asked.like)
             return self.revision, views.similar(self._scene, asked.like)
         if asked.window:
-            self._check_window(asked.window)
+            check_window(asked.window)
         self._check_ids(asked.kept)
         with self._lock:
             if asked.view == "next":

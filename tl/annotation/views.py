@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tl.annotation.feature_work import FeatureWork
 from tl.annotation.labels import LABELED, OPEN, STATUS_NAMES, Labels
 from tl.annotation.learning import Learned
+from tl.annotation.page_requests import Refused
 from tl.annotation.photos import Photos, fold
-from tl.annotation.refusals import Refused
 from tl.annotation.selection import find_similar
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import read_size
