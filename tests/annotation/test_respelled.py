@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.annotation.photos import make_photos
-from tl.annotation.exports import journal_path
 from tl.annotation.journal import Event, Journal
 from tl.annotation.opening import SessionPlan, open_session
+from tl.annotation.outputs import journal_path
 from tl.annotation.page_requests import Seen
 from tl.annotation.photos import Photos
 from tl.annotation.respelled import RENAME, find_respelled, with_present_names

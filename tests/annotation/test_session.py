@@ -14,12 +14,12 @@ import pytest
 
 from tests.annotation.photos import color_of, make_embedding_model, make_photos
 from tl.annotation import views
-from tl.annotation.exports import journal_path
 from tl.annotation.features import open_source
 from tl.annotation.journal import Event, Journal
 from tl.annotation.model_job import making_path
 from tl.annotation.model_making import MadeModel
 from tl.annotation.opening import SessionPlan, open_session
+from tl.annotation.outputs import journal_path
 from tl.annotation.page_requests import Refused, Seen
 from tl.annotation.queue import SECONDS_OFFERED, Queue
 from tl.annotation.session import LabelSession

@@ -6,10 +6,8 @@ goes on from.
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +16,10 @@ from numpy.typing import NDArray
 
 from tl.annotation.file_changes import FileStamps
 from tl.annotation.labels import LABELED, STATUS_NAMES, Labels
+from tl.annotation.outputs import relative_name
 from tl.annotation.page_requests import Refused
 from tl.annotation.photos import Photos
-from tl.errors import DataError, OutputError
+from tl.errors import DataError
 from tl.runtime.output.files import output_errors, write_text
 from tl.runtime.sources.tables import csv_text, read_table
 
@@ -28,28 +27,11 @@ COLUMNS = ("path", "label", "split", "group", "sampled", "note")
 NOTE_COLUMNS = ("path", "status", "note")
 # With fewer random labels, a split for validation would say nothing; training then makes its own.
 MIN_VALIDATION = 20
-# Actions that follow each other within this time are written together.
-_SECONDS_TOGETHER = 0.4
-_SECONDS_BETWEEN_TRIES = 5.0
-_log = logging.getLogger(__name__)
 
 
 def notes_path(output: Path) -> Path:
     """`labels.csv` -> `labels.notes.csv`."""
     return output.with_name(f"{output.stem}.notes.csv")
-
-
-def journal_path(output: Path) -> Path:
-    """`labels.csv` -> `labels.journal.jsonl`."""
-    return output.with_name(f"{output.stem}.journal.jsonl")
-
-
-def relative_name(path: str, folder: Path) -> str:
-    """Return a path relative to a folder, with '/'; the absolute path if there is none, as on another drive."""
-    try:
-        return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:
-        return Path(os.path.abspath(path)).as_posix()
 
 
 @dataclass(frozen=True)
@@ -186,68 +168,3 @@ def _relative_root(root: Path, folder: Path) -> str:
     """The folder of photos as seen from the folder of the output, "" if they are one, else with a '/' at its end."""
     found = relative_name(str(root), folder)
     return "" if found == "." else f"{found.rstrip('/')}/"
-
-
-class Writer:
-    """Writes in the background, within a second of each action. `fault`: why the last attempt failed, "" if it did not.
-
-    `write` writes all files; it raises `OutputError` if it cannot. `told` is called when `fault` has changed.
-    """
-
-    def __init__(self, write: Callable[[], None], told: Callable[[], None]) -> None:
-        self._write, self._told = write, told
-        self.fault = ""
-        self._wake = threading.Condition()
-        self._is_due = self._is_closed = False
-        self._writing = threading.Lock()
-        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Write soon."""
-        with self._wake:
-            self._is_due = True
-            self._wake.notify()
-
-    def write_now(self) -> None:
-        """Write, and return when that is done. Raises `OutputError`."""
-        with self._writing:
-            try:
-                self._write()
-            except OutputError:
-                raise
-            except Exception as error:
-                _log.exception("a fault of this program while writing")
-                reason = f"the files could not be written, but the journal has everything: {error}"
-                raise OutputError(reason) from error
-
-    def close(self) -> None:
-        """Write what is not yet written, and stop. Raises `OutputError`."""
-        with self._wake:
-            self._is_closed = True
-            self._wake.notify()
-        self._thread.join()
-        if self._is_due or self.fault:
-            self.write_now()
-
-    def _work(self) -> None:
-        while self._wait():
-            fault = ""
-            try:
-                self.write_now()
-            except OutputError as error:
-                fault = str(error)
-            if fault != self.fault:
-                self.fault = fault
-                self._told()
-
-    def _wait(self) -> bool:
-        """Wait until something is due, then for what follows it at once. Returns whether to write."""
-        with self._wake:
-            while not (self._is_due or self._is_closed):
-                if not self._wake.wait(_SECONDS_BETWEEN_TRIES if self.fault else None):
-                    break  # try again
-            if self._is_closed or self._wake.wait_for(lambda: self._is_closed, _SECONDS_TOGETHER):
-                return False
-            self._is_due = False
-            return True

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl import __version__
-from tl.annotation.aside import Say, copy_aside, may_be_edited, modified, set_aside
-from tl.annotation.exports import journal_path, notes_path
+from tl.annotation.exports import notes_path
 from tl.annotation.feature_work import OpenSource
 from tl.annotation.identity import has_prints, take_prints
 from tl.annotation.journal import Event, Journal, check_kind
 from tl.annotation.labels import LABELED, Labels
 from tl.annotation.model_job import MakeModel, making_path
 from tl.annotation.model_making import make_model
+from tl.annotation.outputs import Say, copy_aside, journal_path, may_be_edited, modified, set_aside
 from tl.annotation.page_requests import IMPORT, START, Refused, check_class_name, spell
 from tl.annotation.photos import Photos, list_photos
 from tl.annotation.reserve import Draw, draw_reserve, reserved_images, with_groups

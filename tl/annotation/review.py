@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tl.annotation.exports import Writer
 from tl.annotation.journal import Event
+from tl.annotation.outputs import Writer
 from tl.annotation.page_requests import Refused, Seen, check_class_name, check_note
 from tl.annotation.review_items import ReviewItems, trust
 from tl.annotation.review_log import DECIDING, ReviewLog

@@ -10,9 +10,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tl import __version__
-from tl.annotation.aside import copy_aside, may_be_edited, modified, set_aside
 from tl.annotation.identity import has_prints, take_prints
 from tl.annotation.journal import Event, Journal, check_kind
+from tl.annotation.outputs import copy_aside, may_be_edited, modified, set_aside
 from tl.annotation.review_log import ACTING
 from tl.annotation.review_table import ReviewTable
 from tl.annotation.reviewed import ReviewedFiles

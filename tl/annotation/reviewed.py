@@ -15,8 +15,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Literal
 
-from tl.annotation.exports import journal_path, relative_name
 from tl.annotation.groups import Grouped, group_images
+from tl.annotation.outputs import journal_path, relative_name
 from tl.annotation.review_table import ReviewTable
 from tl.data.manifests import LabeledImage
 from tl.runtime.output.files import write_text

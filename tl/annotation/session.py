@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from tl.annotation import views
 from tl.annotation.estimate import MIN_RANDOM
-from tl.annotation.exports import Exports, Snapshot, Writer, take_snapshot
+from tl.annotation.exports import Exports, Snapshot, take_snapshot
 from tl.annotation.feature_work import FeatureWork, OpenSource
 from tl.annotation.journal import Event, Journal
 from tl.annotation.labels import LABELED, OPEN, SKIPPED, UNSURE, Labels
 from tl.annotation.learning import LabelState, Learning
 from tl.annotation.model_job import MakeModel, ModelJob
 from tl.annotation.model_making import Method, make_model
+from tl.annotation.outputs import Writer
 from tl.annotation.page_requests import Refused, Seen, check_note, check_window, spell
 from tl.annotation.photos import Photos
 from tl.annotation.queue import Queue
