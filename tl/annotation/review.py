@@ -86,7 +86,7 @@ class Review:
     def class_names(self) -> tuple[str, ...]:
         """The classes of the data, and those that decisions have added."""
         with self._lock:
-            new = {made.label for made in self._log.decisions().values() if made.do == "relabel"}
+            new = {made.label for made in self._log.decisions().values()} - {""}
         known = self.items.evidence.class_names
         return (*known, *sorted(new - set(known)))
 
@@ -139,10 +139,10 @@ class Review:
 
     def _count_classes(self, decisions: dict[int, Decision]) -> list[dict[str, Any]]:
         counts: dict[str, int] = dict.fromkeys(self.class_names, 0)
-        for place, image in enumerate(self.items.images):
+        for place in range(len(self.items.images)):
             made = decisions.get(place)
             if made is None or not made.removes:
-                label = made.label if made is not None and made.do == "relabel" else image.label
+                label = self.items.label_after(place, made)
                 counts[label] = counts.get(label, 0) + 1
         return [{"name": name, "count": count} for name, count in counts.items()]
 
@@ -178,8 +178,7 @@ class Review:
     def _brief(self, place: int) -> dict[str, Any]:
         image, made = self.items.images[place], self._log.decision(place)
         facts = {"id": place, "name": image.name, "label": image.label, "split": image.split, "group": image.group}
-        now = made.label if made is not None and made.do == "relabel" else image.label
-        return facts | {"now": None if made is not None and made.removes else now}
+        return facts | {"now": None if made is not None and made.removes else self.items.label_after(place, made)}
 
     def _is_equal(self, one: int, other: int) -> bool:
         hashes = self.items.evidence.hashes
@@ -228,7 +227,7 @@ class Review:
         if other is None or other == place:
             raise Refused("invalid", f"{name}: has no other image that it could be a duplicate of")
         if do == "group" and self._is_equal(place, other):
-            labels = {items.label_after(one, self._log.decisions()) for one in (place, other)}
+            labels = {items.label_after(one, self._log.decision(one)) for one in (place, other)}
             if len(labels) > 1:
                 why = f"is the same file as {items.images[other].name}, with another label"
                 raise Refused("invalid", f"{name}: {why}: relabel or remove one of the two first")
@@ -259,7 +258,7 @@ class Review:
                     do=made.do,
                     window=window,
                     images=tuple(images[place].name for place in places),
-                    label=made.label if made.do == "relabel" else None,
+                    label=made.label or None,
                     of=None if made.of is None else images[made.of].name,
                 )
                 for made, places in asked

@@ -41,8 +41,8 @@ _HEADINGS = {
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided about an image. `label`: the new one of `relabel`. `of`: place of the image that it is a
-    duplicate of, or shares a group with.
+    """What was decided about an image. `label`: the new one of `relabel`, "" otherwise. `of`: place of the image that
+    it is a duplicate of, or shares a group with.
     """
 
     do: Do
@@ -184,7 +184,7 @@ class Result:
             if decision is not None and decision.removes:
                 continue
             row = dict.fromkeys(header, "") | cells | {table.path: relative_name(image.path, folder)}
-            if decision is not None and decision.do == "relabel":
+            if decision is not None and decision.label:
                 row[table.label] = decision.label
             if place in grouped:
                 row[group] = grouped[place].group
@@ -203,7 +203,7 @@ def _change(
         image.name,
         change,
         image.label,
-        decision.label if decision is not None and decision.do == "relabel" else "",
+        "" if decision is None else decision.label,
         "" if of is None else of.name,
         remark,
         image.split if moved else "",

@@ -86,7 +86,7 @@ class LabelSession:
         rest = np.random.default_rng(begun.seed).permutation(np.flatnonzero(~self.reserved))
         self._queue = Queue(begun.reserve, rest, RANDOM_SHARE)
         self.work = FeatureWork(begun.photos.paths, opens, self._more_features)
-        self._scene = views.Scene(begun.photos, begun.labels, self.work, self.reserved)
+        self._sources = views.ViewSources(begun.photos, begun.labels, self.work, self.reserved)
         self._learning = Learning(count, lambda: self.work.features, begun.seed, self._label_state, self._changed)
         self._exports = Exports(begun.output, begun.photos)
         self._writer = Writer(lambda: self._exports.write(self._snapshot()), self._changed)
@@ -270,7 +270,7 @@ class LabelSession:
         return Done(self.revision, kept.n, self._records(changed.tolist()), self._records(conflicts))
 
     def _records(self, ids: Sequence[int]) -> list[Record]:
-        return [views.record(self._scene, self._learning.learned, i) for i in ids]
+        return [views.record(self._sources, self._learning.learned, i) for i in ids]
 
     def records(self, ids: Sequence[int]) -> list[Record]:
         """Return what a page shows of images. Raises `Refused`."""
@@ -284,7 +284,7 @@ class LabelSession:
         """Return the revision and the images of a view. Raises `Refused`."""
         if asked.view == "similar":
             self._check_ids(asked.like)
-            return self.revision, views.similar(self._scene, asked.like)
+            return self.revision, views.similar(self._sources, asked.like)
         if asked.window:
             check_window(asked.window)
         self._check_ids(asked.kept)
@@ -294,14 +294,14 @@ class LabelSession:
                 is_open[list(self.work.errors)] = False
                 chosen = self._learning.learned.chosen
                 return self.revision, self._queue.offer(asked.window, views.QUEUE, chosen, is_open, kept=asked.kept)
-            return self.revision, views.listed(self._scene, self._learning.learned, asked).tolist()
+            return self.revision, views.listed(self._sources, self._learning.learned, asked).tolist()
 
     def state(self, window: str = "") -> dict[str, Any]:
         """Return what the page shows of the session as a whole."""
         learned = self._learning.learned
         features = self.work.features
         with self._lock:
-            classes = views.class_rows(self._scene, learned)
+            classes = views.class_rows(self._sources, learned)
             status = np.bincount(self.labels.status, minlength=4).tolist()
             decided = self._decided()
             set_aside = int((self.labels.status[decided] > LABELED).sum())
@@ -343,7 +343,7 @@ class LabelSession:
         self._check_ids([image])
         with self._lock:
             label, names = self.labels.label.copy(), self.labels.class_names
-        return views.info(self._scene, image, label, names)
+        return views.info(self._sources, image, label, names)
 
     def make_model(self, method: Method, name: str) -> None:
         """Begin to make a model from the labels so far. Raises `Refused`, `OutputError`."""
