@@ -95,7 +95,7 @@ class Labels:
         elif event.do == "remove_class":
             self._classes[self.class_id(event.name or "")].is_removed = True
         elif event.do in ("undo", "redo"):
-            return self._undo(event) if event.do == "undo" else self._redo(event)
+            return self._turn(event)
         elif event.do in _STATUS or event.do in ("note", "merge_class"):
             classes = self._classes_of(event)
             stacks = self._stacks[event.window]
@@ -144,17 +144,25 @@ class Labels:
         else:
             self.notes.pop(image, None)
 
-    def _undo(self, event: Event) -> Indices:
-        number = int(event.of or 0)
-        change, stacks = self._changes[number], self._stacks[event.window]
-        if number in stacks.undo:
-            stacks.undo.remove(number)
-        stacks.redo.append(number)
+    def _turn(self, event: Event) -> Indices:
+        """Undo or redo the event that an event names."""
+        number, stacks = int(event.of or 0), self._stacks[event.window]
+        source, target = (stacks.undo, stacks.redo) if event.do == "undo" else (stacks.redo, stacks.undo)
+        change = self._changes[number]
+        if number in source:
+            source.remove(number)
+        target.append(number)
+        if event.do == "redo":
+            return self._change(self._events[number], event.n, change.class_id, change.merged)
+        return self._take_back(change, event.n)
+
+    def _take_back(self, change: _Change, number: int) -> Indices:
+        """Bring images back to how they were before a change. `number`: of the event that does it."""
         images = change.images
         self.label[images], self.status[images], self._top[images] = change.label, change.status, change.top
         for i, text in change.notes.items():
             self._set_note(i, text)
-        self.version[images] = event.n
+        self.version[images] = number
         if change.merged != NO_LABEL:
             self._bring_back(self._classes[change.merged])
         return images
@@ -164,14 +172,6 @@ class Labels:
         if merged.key in {one.key for _, one in self.classes}:
             merged.key = self._free_key()
         merged.is_removed = False
-
-    def _redo(self, event: Event) -> Indices:
-        number = int(event.of or 0)
-        change, stacks = self._changes[number], self._stacks[event.window]
-        if number in stacks.redo:
-            stacks.redo.remove(number)
-        stacks.undo.append(number)
-        return self._change(self._events[number], event.n, change.class_id, change.merged)
 
     def check_undo(self, window: str) -> int:
         """Return the number of the event that a window would undo. Raises `Refused`.

@@ -98,7 +98,8 @@ class ModelJob:
     def _work(self, method: Method, run: Path, model: Path, left_out: str) -> None:
         try:
             making = making_path(self._output)
-            made = self._make(self._output, model, run=run, making=making, method=method, progress=_Told(self))
+            told = _Told(self, making, run)
+            made = self._make(self._output, model, run=run, making=making, method=method, progress=told)
             self._set(ModelState("done", _result_text(made, left_out), str(made.run or ""), str(made.model)))
         except _Canceled:
             self._set(ModelState("idle", "canceled"))
@@ -124,10 +125,10 @@ class ModelJob:
 
 
 class _Told:
-    """Progress as a text for the page."""
+    """Progress as a text for the page, with the name that the run will have."""
 
-    def __init__(self, job: ModelJob) -> None:
-        self._job = job
+    def __init__(self, job: ModelJob, making: Path, run: Path) -> None:
+        self._job, self._making, self._run = job, making, run
         self._task, self._unit, self._total, self._done = "", "", 0, 0
 
     def start(self, task: str, total: int, unit: str) -> None:
@@ -143,7 +144,7 @@ class _Told:
 
     def say(self, line: str) -> None:
         """A line worth showing."""
-        self._job.say(line)
+        self._job.say(line.replace(str(self._making), str(self._run)))
 
 
 def _result_text(made: MadeModel, left_out: str) -> str:

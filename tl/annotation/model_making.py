@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tl.trainer.run_folder.run import Run
 
 Method = Literal["features", "finetune"]
-METHODS: tuple[Method, ...] = ("features", "finetune")
 
 
 @dataclass(frozen=True)
