@@ -47,20 +47,25 @@ def test_make_model__writes_a_verified_file_scored_on_validation_images(labels: 
 
 
 class Stopping(Silent):
-    """Stops, as a person who cancels or ends the session does, when a task begins."""
+    """Stops, as a person who cancels or ends the session does, when a task begins or a step is done."""
 
-    def __init__(self, task: str) -> None:
-        self._task = task
+    def __init__(self, when: str) -> None:
+        self._when = when
 
     def start(self, task: str, total: int, unit: str) -> None:
-        if task == self._task:
+        if task == self._when:
+            raise KeyboardInterrupt
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        if note == self._when:
             raise KeyboardInterrupt
 
 
 def test_make_model__leaves_nothing_half_made(labels: Path, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        make_model(labels, tmp_path / "a.onnx", run=tmp_path / "a", progress=Stopping("exporting"))
-    assert list(tmp_path.iterdir()) == []
+    for when in ("exporting", "done"):  # the last step, when the model file is there
+        with pytest.raises(KeyboardInterrupt):
+            make_model(labels, tmp_path / "a.onnx", run=tmp_path / "a", progress=Stopping(when))
+        assert list(tmp_path.iterdir()) == []
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.txt").touch()
     with pytest.raises(RunError, match="already exists"):

@@ -546,13 +546,13 @@ def test_make_model__leaves_out_photos_that_are_gone_or_changed(photos: Path, ou
         changed.write_bytes(content + b"more")
         images, told = made_of(session, "fewer")
         assert images == [names[0], *names[3:8]]
-        assert f"1 labeled images are missing: {session.photos.names[1]}; 1 labeled images are changed since" in told
+        assert f"1 labeled image is missing: {session.photos.names[1]}; 1 labeled image has changed since" in told
         label(session, 2)
         gone.write_bytes(content)
         os.utime(gone, ns=(0, 0))  # another file than the one that was labeled, if of the same size
         images, told = made_of(session, "again")
         assert images == [names[0], *names[2:8]]
-        assert "are missing" not in told
+        assert "missing" not in told
         for i in range(3, 8):
             Path(session.photos.paths[i]).unlink()
         with pytest.raises(Refused, match=r"5 labeled images are missing: .*: connect their drive"):

@@ -24,10 +24,14 @@ class LostImages:
 
     def describe(self, photos: Photos) -> str:
         """Return a sentence for each kind with the first names, "" for none."""
-        kinds = ((self.missing, "missing"), (self.changed, "changed since they were labeled"))
-        return "; ".join(
-            f"{len(images)} labeled images are {what}: {_listed(photos, images)}" for images, what in kinds if images
-        )
+        told = []
+        if self.missing:
+            verb = "image is" if len(self.missing) == 1 else "images are"
+            told.append(f"{len(self.missing)} labeled {verb} missing: {_listed(photos, self.missing)}")
+        if self.changed:
+            verb = "image has" if len(self.changed) == 1 else "images have"
+            told.append(f"{len(self.changed)} labeled {verb} changed since labeling: {_listed(photos, self.changed)}")
+        return "; ".join(told)
 
 
 def _listed(photos: Photos, images: Sequence[int]) -> str:

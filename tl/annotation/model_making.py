@@ -79,10 +79,15 @@ def make_model(
     if is_frozen:
         unlabeled = str(photos) if photos is not None and _has_others(images, photos) else None
         config = replace(config, refit=True, class_weights="balanced", unlabeled=unlabeled)
+    is_new = not model.exists()
     try:
         result = train(config, progress)
         export_run(result.run, model, progress)
         finished = _give_name(result.run, run)
+    except BaseException:
+        if is_new:
+            model.unlink(missing_ok=True)
+        raise
     finally:
         shutil.rmtree(making, ignore_errors=True)
     try:
