@@ -568,6 +568,17 @@ def test_open_session__removes_the_half_made_run_of_a_killed_session(photos: Pat
         assert not making.exists()
 
 
+def test_close__does_not_write_over_an_edit(photos: Path, output: Path) -> None:
+    with open_session(SessionPlan(photos, output), None) as session:
+        label(session, 0)
+        ends = time.monotonic() + 30
+        while not rows(output):
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        output.write_text("edited")
+    assert output.read_text() == "edited"  # the next start sets it aside
+
+
 def test_records__are_checked(photos: Path, output: Path) -> None:
     with open_session(SessionPlan(photos, output), None) as session:
         for ids in ([-1], [COUNT]):

@@ -116,10 +116,11 @@ class Exports:
             self._left_out = {*lost.missing, *lost.changed}
         return told
 
-    def leave_out_none(self) -> None:
-        """Write all labels from now on."""
+    def leave_out_none(self) -> bool:
+        """Write all labels from now on. Returns whether any were left out."""
         with self._lock:
-            self._left_out.clear()
+            had, self._left_out = self._left_out, set()
+        return bool(had)
 
     def agrees(self, snapshot: Snapshot, gone: Collection[str] = ()) -> bool:
         """Return whether the output that exists has the same images, labels and notes. `gone`: images left out."""

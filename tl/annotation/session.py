@@ -109,8 +109,8 @@ class LabelSession:
             self.work.close()
             self._learning.close()
         finally:
-            self._exports.leave_out_none()
-            self._writer.wake()
+            if self._exports.leave_out_none():
+                self._writer.wake()
             self._writer.close()
 
     def _changed(self) -> None:
