@@ -213,50 +213,6 @@ def test_page__follows_other_windows_and_shows_conflicts(
     assert labels == ["green", "blue"]
 
 
-def test_page__merges_two_classes_after_asking(plan: SessionPlan, model: Path, npm: Path, tmp_path: Path) -> None:
-    names = "[...document.querySelectorAll('#class-list .name')].map((one) => one.textContent).join()"
-    edit = {"do": "click", "selector": "[aria-label='Edit the class green']"}
-    with labeling(plan, model) as page:
-        page.label([0, 1, 2], "green", window="other")
-        page.label([3], "red", window="other")
-        steps = [
-            {"do": "window", "url": page.access.url},
-            {"do": "click", "selector": "#view-labeled"},
-            {"do": "visible", "selector": "#groups button"},
-            {"do": "evaluate", "code": "[...document.querySelectorAll('#groups button')].find((one) => "
-             "one.textContent.includes('green')).click()"},
-            until("#view-title", "green"),
-            {"do": "switch", "number": 0},
-            edit,
-            {"do": "type", "text": " RED"},
-            press("Enter"),
-            {"do": "text", "selector": "#class-merge"},
-            {"do": "text", "selector": "#class-rename"},
-            {"do": "axe"},
-            {"do": "evaluate", "code": names},
-            press("Enter"),
-            until(MESSAGE, "3 images of green labeled red."),
-            {"do": "evaluate", "code": names},
-            {"do": "switch", "number": 1},
-            {"do": "visible", "selector": "#image-3.labeled"},  # the class that was shown is none any more
-            {"do": "evaluate", "code": names},
-            {"do": "switch", "number": 0},
-            FOCUS_GRID,
-            press("u"),
-            until(MESSAGE, "Undone: 3 images"),
-            until("#class-list", "green"),
-            {"do": "evaluate", "code": names},
-        ]  # fmt: skip
-        driven = look(page, npm, tmp_path, steps)
-        labels = [one["label"] for one in page.records(0, 1, 2, 3)]
-    assert driven.errors == []
-    asked = "There is a class red already. Merging labels 3 images of green as red, and removes green. U undoes."
-    assert driven.outputs[9:13] == [asked, "Merge 3 images", [], "red,green,blue"]
-    assert driven.outputs[15] == driven.outputs[18] == "red,blue"
-    assert driven.outputs[24] == "red,green,blue"
-    assert labels == ["green"] * 3 + ["red"]
-
-
 def test_page__takes_back_what_the_server_refuses(plan: SessionPlan, model: Path, npm: Path, tmp_path: Path) -> None:
     steps = [
         {"do": "attribute", "selector": ".tile.active", "name": "title"},
