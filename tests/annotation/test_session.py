@@ -16,7 +16,7 @@ from tests.annotation.sessions import COUNT, label, labels_of, rows
 from tests.annotation.sessions import output as output
 from tests.annotation.sessions import photos as photos
 from tl.annotation import views
-from tl.annotation.features import open_source
+from tl.annotation.feature_sources import open_source
 from tl.annotation.model_making import MadeModel
 from tl.annotation.opening import SessionPlan, open_session
 from tl.annotation.page_requests import Refused, Seen

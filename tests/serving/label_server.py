@@ -14,7 +14,7 @@ import httpx
 
 from tests.serving.page_steps import Step, focus
 from tests.serving.web_driver import Driven, drive
-from tl.annotation.features import open_source
+from tl.annotation.feature_sources import open_source
 from tl.annotation.model_job import MakeModel
 from tl.annotation.opening import SessionPlan, open_session
 from tl.annotation.session import LabelSession

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tl import __version__
 from tl.annotation.exports import notes_path
-from tl.annotation.feature_work import OpenSource
+from tl.annotation.features import OpenSource
 from tl.annotation.identity import has_prints, take_prints
 from tl.annotation.journal import Event, Journal, check_kind
 from tl.annotation.labels import LABELED, Labels

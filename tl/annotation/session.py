@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tl.annotation import views
 from tl.annotation.estimate import MIN_RANDOM
 from tl.annotation.exports import Exports, Snapshot, take_snapshot
-from tl.annotation.feature_work import FeatureWork, OpenSource
+from tl.annotation.features import FeatureWork, OpenSource
 from tl.annotation.journal import Event, Journal
 from tl.annotation.labels import LABELED, OPEN, SKIPPED, UNSURE, Labels
 from tl.annotation.learning import LabelState, Learning

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.annotation.feature_work import FeatureWork
+from tl.annotation.features import FeatureWork
 from tl.annotation.labels import LABELED, OPEN, STATUS_NAMES, Labels
 from tl.annotation.learning import Learned
 from tl.annotation.page_requests import Refused
