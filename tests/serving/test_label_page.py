@@ -91,6 +91,7 @@ def test_page__confirms_suggestions(plan: SessionPlan, model: Path, npm: Path, t
         {"do": "visible", "selector": ".tile.suggested"},
         {"do": "click", "selector": "#view-suggested"},
         {"do": "visible", "selector": "#confirm"},
+        {"do": "visible", "selector": "#grid:not(:has(.tile:not([title]), .tile[title='']))"},  # all records are there
         {"do": "text", "selector": "#view-title"},
         {"do": "attributes", "selector": ".tile", "name": "title"},
         {"do": "text", "selector": "#confirm"},
@@ -108,15 +109,15 @@ def test_page__confirms_suggestions(plan: SessionPlan, model: Path, npm: Path, t
         assert driven.errors == []
         records = page.records(*range(120))
         page.wait(lambda state: state["head"] and not state["head"]["is_fitting"])
-    suggested = driven.outputs[4].removeprefix("Suggested as ")
-    assert {color_of(name) for name in driven.outputs[5]} == {suggested}
-    count = int(driven.outputs[6].split()[1])
-    assert driven.outputs[11] == f"{count} images labeled {suggested}."
+    suggested = driven.outputs[5].removeprefix("Suggested as ")
+    assert {color_of(name) for name in driven.outputs[6]} == {suggested}
+    count = int(driven.outputs[7].split()[1])
+    assert driven.outputs[12] == f"{count} images labeled {suggested}."
     labeled = [one for one in records if one["label"] is not None]
     assert len(labeled) == 30 + count
     assert all(color_of(one["name"]) == one["label"] for one in labeled)
     blind = {one["name"] for one in records if one["is_reserved"] and one["label"] is None}
-    shown = {label.split(",")[0]: label for label in driven.outputs[14]}
+    shown = {label.split(",")[0]: label for label in driven.outputs[15]}
     assert blind & set(shown)
     assert all("suggestion" not in shown[name] for name in blind & set(shown))
 
