@@ -87,8 +87,8 @@ def test_review__list_shows_the_first_of_each_kind_first(data: Path) -> None:
 
 def test_decide__accepts_each_suggestion_and_undoes_them_together(data: Path) -> None:
     with review_of(data) as review:
-        outcome = decide(review, "accept", "ant/wrong.png", "bee/copy.png")
-        assert [(event.do, event.label) for event in outcome.events] == [("relabel", "bee"), ("relabel", "moth")]
+        decide(review, "accept", "ant/wrong.png", "bee/copy.png")
+        assert {made.do for made in review.decisions().values()} == {"relabel"}
         assert {made.label for made in review.decisions().values()} == {"bee", "moth"}
         review.turn("w", "undo")
         assert review.decisions() == {}

@@ -105,7 +105,7 @@ def test_api__decides_and_lists(page: Running, data: Path) -> None:
         ("ant/wrong.png", "ant", "bee"),
         ("bee/copy.png", "bee", "moth"),
     ]
-    page.review.write()
+    page.review.close()
     labels = {image.name: image.label for image in read_images(data.parent / "reviewed.csv")}
     assert labels["photos/ant/wrong.png"] == "bee"
     assert len(rows_of(data.parent / "reviewed.csv")) == 19

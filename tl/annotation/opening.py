@@ -273,7 +273,8 @@ def _reserve_again(
     known = with_groups(photos, labels.imported) | kept
     draw = Draw(first.reserve or "", first.passed or ())
     reserve = reserved_images(photos, first.seed or 0, draw, known, drawn)
-    return reserve, np.array([i for i in reserve.tolist() if photos.names[i] not in set(drawn)], np.intp)
+    before = set(drawn)
+    return reserve, np.array([i for i in reserve.tolist() if photos.names[i] not in before], np.intp)
 
 
 def _replay(path: Path, photos: Photos, events: Sequence[Event]) -> Labels:

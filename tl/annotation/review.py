@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tl.annotation.journal import Event
@@ -30,7 +30,6 @@ class Outcome:
 
     changed: tuple[int, ...] = ()
     conflicts: tuple[int, ...] = ()
-    events: tuple[Event, ...] = field(default=(), repr=False)
 
 
 class Review:
@@ -199,8 +198,8 @@ class Review:
         with self._lock:
             conflicts = tuple(one.id for one in seen if self._log.version(one.id) != one.version)
             asked = self._ask([one.id for one in seen if one.id not in conflicts], do, label, of)
-            events = self._append(window, asked)
-        return Outcome(tuple(place for _, places in asked for place in places), conflicts, tuple(events))
+            self._append(window, asked)
+        return Outcome(tuple(place for _, places in asked for place in places), conflicts)
 
     def _ask(self, places: Sequence[int], do: str, label: str, of: int | None) -> list[tuple[Decision, list[int]]]:
         """Return decisions and the images that each is for. Raises `Refused`."""
@@ -247,10 +246,10 @@ class Review:
                 "them, or remove each without naming the other",
             )
 
-    def _append(self, window: str, asked: Sequence[tuple[Decision, list[int]]]) -> list[Event]:
+    def _append(self, window: str, asked: Sequence[tuple[Decision, list[int]]]) -> None:
         """Write the events of one action, all or none, and take them into account."""
         if not asked:
-            return []
+            return
         images = self.items.images
         events = self._journal.append_all(
             [
@@ -267,7 +266,6 @@ class Review:
         for event in events:
             self._log.apply(event)
         self._changed()
-        return list(events)
 
     def write_note(self, window: str, seen: Seen, text: str) -> Outcome:
         """Keep a note on an image; an empty one removes it. Raises `Refused`, `OutputError`."""
@@ -279,7 +277,7 @@ class Review:
             event = self._journal.append(Event(do="note", window=window, images=(name,), text=text))
             self._log.apply(event)
             self._changed()
-        return Outcome((place,), events=(event,))
+        return Outcome((place,))
 
     def turn(self, window: str, do: str) -> Outcome:
         """Undo or redo the last action of a window, all of it. Raises `Refused`, `OutputError`."""
@@ -287,7 +285,7 @@ class Review:
             event = self._journal.append(Event(do=do, window=window, of=self._log.check_turn(window, do)))
             changed = self._log.apply(event)
             self._changed()
-        return Outcome(changed, events=(event,))
+        return Outcome(changed)
 
     # Files
 
@@ -315,7 +313,3 @@ class Review:
             if place in rows
         }
         return Result(self.table, in_table, remarks)
-
-    def write(self) -> None:
-        """Write the output and its changes now. Raises `OutputError`: the journal has everything."""
-        self._writer.write_now()
