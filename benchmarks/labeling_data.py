@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tl.annotation.features import PhotoFeatures, open_source
+from tl.annotation.feature_sources import open_source
+from tl.annotation.features import PhotoFeatures
 
 DATA = Path(os.environ["TL_SHARED"]) / "data"
 NAMES = (

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tl.commands.console import ConsoleProgress, show_json, show_table, warn
 from tl.studies.report.page import Page, render
-from tl.text import printable, time_in_words
+from tl.text import encodable, printable, time_in_words
 
 HOSTILE = "beetle\x1b[31m\x07\r\x9b2J\u202egnp.exe"
 SAFE = "beetle\\x1b[31m\\x07\\r\\x9b2J\\u202egnp.exe"
@@ -20,6 +22,10 @@ def test_printable__controls_become_escapes_and_letters_stay() -> None:
 )
 def test_time_in_words(seconds: float, words: str) -> None:
     assert time_in_words(seconds) == words
+
+
+def test_encodable__replaces_bytes_that_are_not_utf8() -> None:
+    assert encodable(os.fsdecode("Käfer-".encode() + b"\xff.jpg")) == "Käfer-\ufffd.jpg"
 
 
 def test_warn__and_progress_show_no_controls(capsys: pytest.CaptureFixture[str]) -> None:

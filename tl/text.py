@@ -18,3 +18,8 @@ def time_in_words(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def encodable(text: str) -> str:
+    """Replace what UTF-8 and JSON cannot have: bytes of file names that are not UTF-8, escaped as surrogates."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,20 +1,17 @@
-"""labels.csv as other commands read it, and the thread that writes it."""
+"""labels.csv as other commands read it."""
 
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.annotation.photos import make_photos
-from tests.full_disk import largest_file
-from tl.annotation.exports import Exports, Snapshot, Writer, journal_path, notes_path
+from tl.annotation.exports import Exports, Snapshot, notes_path
+from tl.annotation.outputs import journal_path
 from tl.annotation.photos import list_photos
 from tl.data.manifests import read_images
-from tl.errors import OutputError
 
 
 def make_snapshot(count: int, **changes: dict[int, int]) -> Snapshot:
@@ -22,6 +19,7 @@ def make_snapshot(count: int, **changes: dict[int, int]) -> Snapshot:
     arrays = {
         "label": np.full(count, -1, np.int32),
         "status": np.zeros(count, np.uint8),
+        "version": np.zeros(count, np.int64),
         "reserved": np.zeros(count, bool),
         "is_random": np.zeros(count, bool),
     }
@@ -88,66 +86,3 @@ def test_write__notes_only_if_there_are_any(tmp_path: Path) -> None:
     assert exports.output.read_text().splitlines()[0] == "path,label,split,sampled,note"  # no groups
     assert exports.path_of(0) == "0000-red.png"
     assert journal_path(exports.output).name == "labels.journal.jsonl"
-
-
-def test_writer__writes_actions_together_and_at_the_end(tmp_path: Path) -> None:
-    photos = list_photos(make_photos(tmp_path / "photos", 6))
-    taken: list[float] = []
-
-    def snapshot() -> Snapshot:
-        taken.append(time.monotonic())
-        return make_snapshot(6, label={0: len(taken) % 2}, status={0: 1})
-
-    exports = Exports(tmp_path / "labels.csv", photos)
-    writer = Writer(lambda: exports.write(snapshot()), lambda: None)
-    began = time.monotonic()
-    while not taken and time.monotonic() - began < 30:
-        writer.wake()
-        time.sleep(0.01)
-    assert len(taken) == 1
-    assert began + 0.3 < taken[0]
-    count = len(taken)
-    writer.wake()
-    writer.close()
-    assert len(taken) > count
-    assert (tmp_path / "labels.csv").exists()
-
-
-def test_writer__tells_what_it_cannot_write_and_tries_again(tmp_path: Path) -> None:
-    photos = list_photos(make_photos(tmp_path / "photos", 6))
-    told = threading.Event()
-    snapshot = make_snapshot(6, label={0: 0}, status={0: 1})
-    exports = Exports(tmp_path / "labels.csv", photos)
-    writer = Writer(lambda: exports.write(snapshot), told.set)
-    with largest_file(10):
-        writer.wake()
-        assert told.wait(30)
-        assert "labels.csv: cannot be written" in writer.fault
-        with pytest.raises(OutputError, match="cannot be written"):
-            writer.write_now()
-    told.clear()
-    assert told.wait(30)  # without being asked
-    assert writer.fault == ""
-    writer.close()
-    assert list(tmp_path.glob(".*partial")) == []
-
-
-def test_writer__outlives_a_fault_of_the_program(caplog: pytest.LogCaptureFixture) -> None:
-    faults, told = [ValueError("lone surrogate")], threading.Event()
-    written: list[int] = []
-
-    def write() -> None:
-        if faults:
-            raise faults[0]
-        written.append(1)
-
-    writer = Writer(write, told.set)
-    writer.wake()
-    assert told.wait(30)
-    assert writer.fault.endswith("the journal has everything: lone surrogate")
-    assert "a fault of this program while writing" in caplog.text
-    faults.clear()
-    writer.close()
-    assert written == [1]
-    Writer(write, told.set).close()  # nothing to write
-    assert written == [1]

@@ -18,7 +18,8 @@ from tests.annotation.features import write_photos
 from tests.annotation.photos import make_embedding_model
 from tests.models import make_model
 from tl.annotation.content_hashes import ContentHashes, read_stamp
-from tl.annotation.features import FeatureSource, ModelFileSource, PhotoFeatures, open_source
+from tl.annotation.feature_sources import FeatureSource, ModelFileSource, open_source
+from tl.annotation.features import PhotoFeatures
 from tl.data.array_cache import ArrayCache, cache_folder
 from tl.data.features import FeatureSet
 from tl.errors import DeviceError, ModelFileError
@@ -162,9 +163,9 @@ def test_run__stops_within_a_second_and_goes_on_later(model: Path, tmp_path: Pat
 def test_run__what_was_flushed_survives_a_kill(model: Path, tmp_path: Path, own_cache: Path) -> None:
     paths, _ = write_photos(tmp_path / "photos", 30)
     script = (
-        "import os, sys, threading, tl.annotation.features as f\n"
+        "import os, sys, threading, tl.annotation.features as f, tl.annotation.feature_sources as s\n"
         "f._SECONDS_UNWRITTEN = 0\n"
-        "photos = f.PhotoFeatures(sys.argv[2:], f.open_source(f.Path(sys.argv[1]), device='cpu'))\n"
+        "photos = f.PhotoFeatures(sys.argv[2:], s.open_source(s.Path(sys.argv[1]), device='cpu'))\n"
         "chunks = []\n"
         "def on_chunk(done):\n"
         "    chunks.append(done)\n"
@@ -223,8 +224,8 @@ def test_matrix__is_one_array_from_the_first_feature_on(model: Path, tmp_path: P
 def test_open_source__model_file_needs_no_torch(model: Path, tmp_path: Path) -> None:
     paths, _ = write_photos(tmp_path / "photos", 3)
     script = (
-        "import sys, threading, tl.annotation.features as f\n"
-        "photos = f.PhotoFeatures(sys.argv[2:], f.open_source(f.Path(sys.argv[1]), device='cpu'))\n"
+        "import sys, threading, tl.annotation.features as f, tl.annotation.feature_sources as s\n"
+        "photos = f.PhotoFeatures(sys.argv[2:], s.open_source(s.Path(sys.argv[1]), device='cpu'))\n"
         "photos.run(threading.Event())\n"
         "assert photos.is_ready.all()\n"
         "print(sorted({'torch', 'sklearn', 'typer'} & set(sys.modules)))\n"
@@ -288,8 +289,8 @@ def test_open_source__default_backbone_restarts_without_torch(tmp_path: Path, ow
     paths, _ = write_photos(tmp_path / "photos", 2)
     run(paths, open_source(device="cpu", threads=1))
     script = (
-        "import sys, threading, tl.annotation.features as f\n"
-        "photos = f.PhotoFeatures(sys.argv[1:], f.open_source())\n"
+        "import sys, threading, tl.annotation.features as f, tl.annotation.feature_sources as s\n"
+        "photos = f.PhotoFeatures(sys.argv[1:], s.open_source())\n"
         "photos.run(threading.Event())\n"
         "print(photos.is_ready.all(), 'torch' in sys.modules)\n"
     )

@@ -10,8 +10,8 @@ import pytest
 
 from tl.annotation.journal import Event
 from tl.annotation.labels import LABELED, OPEN, SKIPPED, UNSURE, Labels
+from tl.annotation.page_requests import Refused
 from tl.annotation.photos import Photos
-from tl.annotation.refusals import Refused
 
 NAMES = [f"{i}.jpg" for i in range(8)]
 
@@ -39,6 +39,15 @@ class Acting:
     def shown(self) -> list[str]:
         names = [*self.labels.class_names, ""]
         return [names[i] for i in self.labels.label]
+
+
+class Replayed(Acting):
+    """The same events again, as at the next start."""
+
+    def __init__(self, acting: Acting) -> None:
+        super().__init__()
+        for event in acting.events:
+            self.labels.apply(event)
 
 
 @pytest.fixture
@@ -181,3 +190,43 @@ def test_labels__a_hundred_thousand_images() -> None:
         labels.apply(Event(do="label", images=tuple(names[n * 400 : (n + 1) * 400]), label=str(n % 7), n=n + 1))
     assert (labels.status == LABELED).all()
     assert labels.class_counts().sum() == 100_000
+
+
+def test_merge_class__one_undo_takes_it_back(acting: Acting) -> None:
+    acting.do("label", 0, 1, label="ant")
+    acting.do("label", 2, label="bee")
+    assert acting.do("merge_class", old="bee", new="ant") == [2]
+    assert acting.shown[:4] == ["ant", "ant", "ant", ""]
+    assert [one.name for _, one in acting.labels.classes] == ["ant"]
+    assert acting.undo() == [2]
+    assert acting.shown[:3] == ["ant", "ant", "bee"]
+    acting.do("label", 3, window="other", label="bee")
+    assert acting.redo() == [2, 3]
+    assert acting.shown[:4] == ["ant"] * 4
+    assert Replayed(acting).shown == acting.shown
+    acting.undo()
+    assert acting.shown[:4] == ["ant", "ant", "bee", "bee"]
+    assert Replayed(acting).shown == acting.shown
+    assert [one.key for _, one in acting.labels.classes] == ["1", "2"]
+
+
+def test_merge_class__cannot_be_undone_into_a_class_of_the_same_name(acting: Acting) -> None:
+    acting.do("label", 0, label="bee")
+    acting.do("merge_class", old="bee", new="ant")
+    acting.do("add_class", name="Bee")
+    with pytest.raises(Refused, match="there is a class 'Bee' already: rename it, then undo the merging of 'bee'"):
+        acting.undo()
+    acting.do("rename_class", old="Bee", new="wasp")
+    acting.undo()
+    assert acting.shown[0] == "bee"
+    assert [(one.name, one.key) for _, one in acting.labels.classes] == [("ant", "1"), ("bee", "3"), ("wasp", "2")]
+
+
+def test_merge_class__what_another_window_changed_since(acting: Acting) -> None:
+    acting.do("label", 0, 1, label="bee")
+    acting.do("merge_class", old="bee", new="ant")
+    acting.do("clear", 1, window="other")
+    with pytest.raises(Refused, match="another window has changed these images since"):
+        acting.undo()
+    with pytest.raises(Refused, match="another window"):  # the labeling before it
+        acting.undo()

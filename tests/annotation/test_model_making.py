@@ -8,10 +8,11 @@ import pytest
 
 from tests.trainer.make import make_class_folders
 from tl.annotation.model_making import make_model
-from tl.errors import ConfigError
+from tl.errors import ConfigError, RunError
 from tl.progress import Silent
 from tl.runtime import Classification, load
 from tl.runtime.model_file.selftest import run_selftest
+from tl.trainer.run_folder.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +34,42 @@ def test_make_model__writes_a_verified_file_scored_on_validation_images(labels: 
     made = make_model(labels, tmp_path / "colors.onnx", run=tmp_path / "run", progress=Silent())
     run_selftest(made.model, device="cpu")
     assert made.run == tmp_path / "run"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["colors.onnx", "run"]
+    assert Run(made.run).load_config().out == str(made.run)
+    assert len(Run(made.run).images("val")) == 4  # its paths are right under its last name
+    assert not [path for path in made.run.iterdir() if b"making" in path.read_bytes()]
     assert (tmp_path / "run" / "report.html").is_file()
     assert made.metrics["val"]["n"] == 4
     predictor = load(made.model, device="cpu")
     found = predictor.predict(str(labels.parent / "photos" / "red" / "0.png"))
     assert isinstance(found, Classification)
     assert (found.label, predictor.class_names) == ("red", ("blue", "red"))
+
+
+class Stopping(Silent):
+    """Stops, as a person who cancels or ends the session does, when a task begins or a step is done."""
+
+    def __init__(self, when: str) -> None:
+        self._when = when
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        if task == self._when:
+            raise KeyboardInterrupt
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        if note == self._when:
+            raise KeyboardInterrupt
+
+
+def test_make_model__leaves_nothing_half_made(labels: Path, tmp_path: Path) -> None:
+    for when in ("exporting", "done"):  # the last step, when the model file is there
+        with pytest.raises(KeyboardInterrupt):
+            make_model(labels, tmp_path / "a.onnx", run=tmp_path / "a", progress=Stopping(when))
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.txt").touch()
+    with pytest.raises(RunError, match="already exists"):
+        make_model(labels, tmp_path / "a.onnx", run=tmp_path / "a", progress=Silent())
 
 
 def test_make_model__puts_a_new_head_on_a_model_file(labels: Path, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from tests.spots import make_spot_model, save_spots
 from tests.trainer.conftest import _torch_as_before as _torch_as_before
 from tests.trainer.landmarks.make import make_landmark_config, make_spots, moved_spots
 from tests.trainer.make import StopsAt, make_class_folders, make_config, read_rows, weights_of
-from tl.annotation.features import PhotoFeatures, open_source
+from tl.annotation.feature_sources import open_source
+from tl.annotation.features import PhotoFeatures
 from tl.errors import DeviceError, RunInterrupted
 from tl.exporter.any_size.convert import to_any_size
 from tl.exporter.export import export_run

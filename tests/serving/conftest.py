@@ -15,9 +15,16 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.annotation import review_data
+from tests.annotation.photos import make_embedding_model, make_photos
+from tests.annotation.review_data import spoil
+from tests.docs.stage import write_weights
 from tests.models import make_cam_model, make_model, solid
+from tests.serving.label_server import KEYS
 from tests.serving.models import make_careful_model, make_multilabel_model, make_regression_model
+from tests.serving.web_driver import install_npm
 from tests.spots import make_spot_model
+from tl.annotation.opening import SessionPlan
 from tl.serving.access import Access
 from tl.serving.app import PAGE, build_app
 from tl.serving.limits import Limits, Load
@@ -150,6 +157,32 @@ def server(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     vote = ModelSource("ensemble", (files["color"], other), True)
     with running(*map(source, files.values()), vote) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the packages that drive a browser."""
+    return install_npm(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file whose features are mean colors, for `tl label`."""
+    return make_embedding_model(tmp_path_factory.mktemp("model") / "colors.onnx")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> SessionPlan:
+    """To label 120 photos in three colors, of which the names tell the color."""
+    return SessionPlan(make_photos(tmp_path / "photos", 120), tmp_path / "labels.csv", list(KEYS))
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """For `tl review`: photos with a wrong label and a copy."""
+    write_weights(tmp_path / "weights")
+    monkeypatch.setenv("TL_WEIGHTS_DIR", str(tmp_path / "weights"))
+    return spoil(review_data.make_photos(tmp_path / "photos", 12))
 
 
 def lines(text: str) -> list[dict[str, Any]]:

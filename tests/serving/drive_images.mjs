@@ -45,6 +45,7 @@ const doings = {
     await page.keyboard.up(key);
   },
   type: ({ text }) => page.keyboard.type(text),
+  fill: ({ selector, value }) => page.fill(selector, value),
   click: ({ selector }) => page.click(selector),
   visible: ({ selector }) => page.waitForSelector(selector).then(() => null),
   // Waits until the text of an element contains another, and gives the whole.
@@ -60,6 +61,7 @@ const doings = {
   texts: ({ selector }) => page.locator(selector).allTextContents(),
   attribute: ({ selector, name }) => page.getAttribute(selector, name),
   attributes: ({ selector, name }) => page.$$eval(selector, (found, name) => found.map((one) => one.getAttribute(name)), name),
+  html: ({ selector }) => page.innerHTML(selector),
   evaluate: ({ code }) => page.evaluate(code),
   pause: ({ milliseconds }) => page.waitForTimeout(milliseconds),
   // Lets no requests of a window through that match a pattern, or lets them again.

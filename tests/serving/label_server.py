@@ -12,7 +12,9 @@ from typing import Any
 
 import httpx
 
-from tl.annotation.features import open_source
+from tests.serving.page_steps import Step, focus
+from tests.serving.web_driver import Driven, drive
+from tl.annotation.feature_sources import open_source
 from tl.annotation.model_job import MakeModel
 from tl.annotation.opening import SessionPlan, open_session
 from tl.annotation.session import LabelSession
@@ -24,6 +26,11 @@ from tl.serving.local.thumbnails import Thumbnails
 from tl.serving.server import bind, build_server
 
 Json = dict[str, Any]
+# Class -> its key.
+KEYS = {"red": "1", "green": "2", "blue": "3"}
+FOCUS_GRID = focus("#grid")
+MESSAGE = ".toast-text"
+NAMED = ".tile.active:not([title=''])"  # the image with the focus, when its record is there
 
 
 @dataclass
@@ -107,3 +114,10 @@ def labeling(plan: SessionPlan, model: Path | None = None, make: MakeModel | Non
             server.should_exit = True
             thread.join(60)
             assert not thread.is_alive()
+
+
+def look(page: Labeling, npm: Path, tmp_path: Path, steps: list[Step], **job: Any) -> Driven:
+    """Drive the page; all that it asks for must be of its server."""
+    driven = drive(npm, page.access.link(), steps, tmp_path, script="drive_images.mjs", ready=NAMED, **job)
+    assert all(url.startswith((page.access.url, "blob:", "data:", "file:")) for url in driven.requests)
+    return driven

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from tests.models import make_contract, make_model, solid
-from tests.serving.web_driver import drive, install_npm
+from tests.serving.web_driver import drive
 from tl.errors import ConfigError, ModelFileError
 from tl.runtime import load, load_landmarks
 from tl.runtime.ensembles.selective import SelectivePrediction
@@ -155,11 +155,6 @@ def make_pointer(path: Path) -> Path:
         golden=_golden(path, "keypoints"),
     )
     return _embed(path, dump_contract(contract))
-
-
-@pytest.fixture(scope="module")
-def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_npm(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

@@ -8,61 +8,23 @@ import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests.models import solid
-from tests.serving.web_driver import Driven, drive, install_npm
+from tests.serving.page_steps import press, until
+from tests.serving.web_driver import drive
 
 pytest.importorskip("tl.serving.app", reason="needs the packages of the extra serve", exc_type=ImportError)
 pytest.importorskip("httpx", reason="needs httpx")
 
-from tests.annotation.photos import color_of, link_photos, make_embedding_model, make_photos
-from tests.serving.label_server import Labeling, labeling
+from tests.annotation.photos import color_of, link_photos, make_photos
+from tests.serving.label_server import FOCUS_GRID, KEYS, MESSAGE, NAMED, labeling, look
 from tl.annotation.opening import SessionPlan
 
 pytestmark = pytest.mark.slow
-KEYS = {"red": "1", "green": "2", "blue": "3"}
 MARKUP = "<img src=x onerror=alert(1)>&amp;-red.png"
-Step = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_npm(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_embedding_model(tmp_path_factory.mktemp("model") / "colors.onnx")
-
-
-@pytest.fixture
-def plan(tmp_path: Path) -> SessionPlan:
-    """120 photos in three colors, of which the names tell the color."""
-    return SessionPlan(make_photos(tmp_path / "photos", 120), tmp_path / "labels.csv", list(KEYS))
-
-
-def press(*keys: str) -> Step:
-    return {"do": "press", "keys": keys}
-
-
-def until(selector: str, text: str) -> Step:
-    return {"do": "until", "selector": selector, "text": text}
-
-
-def look(page: Labeling, npm: Path, tmp_path: Path, steps: list[Step], **job: Any) -> Driven:
-    """Drive the page; all that it asks for must be of its server."""
-    driven = drive(npm, page.access.link(), steps, tmp_path, script="drive_images.mjs", ready=NAMED, **job)
-    assert all(url.startswith((page.access.url, "blob:", "data:")) for url in driven.requests)
-    return driven
-
-
-FOCUS_GRID = {"do": "evaluate", "code": "document.getElementById('grid').focus()"}
-MESSAGE = ".toast-text"
-NAMED = ".tile.active:not([title=''])"  # the image with the focus, when its record is there
 
 
 def test_page__labels_by_keys_alone(npm: Path, model: Path, tmp_path: Path) -> None:
@@ -129,6 +91,7 @@ def test_page__confirms_suggestions(plan: SessionPlan, model: Path, npm: Path, t
         {"do": "visible", "selector": ".tile.suggested"},
         {"do": "click", "selector": "#view-suggested"},
         {"do": "visible", "selector": "#confirm"},
+        {"do": "visible", "selector": "#grid:not(:has(.tile:not([title]), .tile[title='']))"},  # all records are there
         {"do": "text", "selector": "#view-title"},
         {"do": "attributes", "selector": ".tile", "name": "title"},
         {"do": "text", "selector": "#confirm"},
@@ -146,15 +109,15 @@ def test_page__confirms_suggestions(plan: SessionPlan, model: Path, npm: Path, t
         assert driven.errors == []
         records = page.records(*range(120))
         page.wait(lambda state: state["head"] and not state["head"]["is_fitting"])
-    suggested = driven.outputs[4].removeprefix("Suggested as ")
-    assert {color_of(name) for name in driven.outputs[5]} == {suggested}
-    count = int(driven.outputs[6].split()[1])
-    assert driven.outputs[11] == f"{count} images labeled {suggested}."
+    suggested = driven.outputs[5].removeprefix("Suggested as ")
+    assert {color_of(name) for name in driven.outputs[6]} == {suggested}
+    count = int(driven.outputs[7].split()[1])
+    assert driven.outputs[12] == f"{count} images labeled {suggested}."
     labeled = [one for one in records if one["label"] is not None]
     assert len(labeled) == 30 + count
     assert all(color_of(one["name"]) == one["label"] for one in labeled)
     blind = {one["name"] for one in records if one["is_reserved"] and one["label"] is None}
-    shown = {label.split(",")[0]: label for label in driven.outputs[14]}
+    shown = {label.split(",")[0]: label for label in driven.outputs[15]}
     assert blind & set(shown)
     assert all("suggestion" not in shown[name] for name in blind & set(shown))
 

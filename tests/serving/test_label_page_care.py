@@ -4,54 +4,22 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.serving.web_driver import Driven, drive, install_npm
+from tests.serving.page_steps import Step, evaluate, focus, pause, press, until
+from tests.serving.web_driver import drive
 
 pytest.importorskip("tl.serving.app", reason="needs the packages of the extra serve", exc_type=ImportError)
 pytest.importorskip("httpx", reason="needs httpx")
 
-from tests.annotation.photos import make_embedding_model, make_photos
-from tests.serving.label_server import Labeling, labeling
-from tests.serving.test_label_page import FOCUS_GRID, KEYS, MESSAGE, NAMED, Step, press, until
+from tests.annotation.photos import make_photos
+from tests.serving.label_server import FOCUS_GRID, KEYS, MESSAGE, NAMED, labeling, look
 from tl.annotation.opening import SessionPlan
 from tl.serving.local.run import write_link_page
 
 pytestmark = pytest.mark.slow
 FOCUSED = {"do": "evaluate", "code": "document.activeElement.id || document.activeElement.tagName"}
-
-
-@pytest.fixture(scope="module")
-def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_npm(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_embedding_model(tmp_path_factory.mktemp("model") / "colors.onnx")
-
-
-@pytest.fixture
-def plan(tmp_path: Path) -> SessionPlan:
-    return SessionPlan(make_photos(tmp_path / "photos", 120), tmp_path / "labels.csv", list(KEYS))
-
-
-def look(page: Labeling, npm: Path, tmp_path: Path, steps: list[Step], **job: Any) -> Driven:
-    return drive(npm, page.access.link(), steps, tmp_path, script="drive_images.mjs", ready=NAMED, **job)
-
-
-def evaluate(code: str) -> Step:
-    return {"do": "evaluate", "code": code}
-
-
-def focus(selector: str) -> Step:
-    return evaluate(f"document.querySelector({selector!r}).focus()")
-
-
-def pause(milliseconds: int) -> Step:
-    return {"do": "pause", "milliseconds": milliseconds}
 
 
 def test_page__a_held_key_acts_once(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:
@@ -90,6 +58,50 @@ def test_page__asks_before_labels_are_lost(plan: SessionPlan, npm: Path, tmp_pat
     assert driven.outputs[3] is True
     assert len(driven.errors) == 1
     assert driven.errors[0].startswith("dialog:")
+
+
+def test_page__merges_two_classes_after_asking(plan: SessionPlan, model: Path, npm: Path, tmp_path: Path) -> None:
+    names = "[...document.querySelectorAll('#class-list .name')].map((one) => one.textContent).join()"
+    edit = {"do": "click", "selector": "[aria-label='Edit the class green']"}
+    with labeling(plan, model) as page:
+        page.label([0, 1, 2], "green", window="other")
+        page.label([3], "red", window="other")
+        steps = [
+            {"do": "window", "url": page.access.url},
+            {"do": "click", "selector": "#view-labeled"},
+            {"do": "visible", "selector": "#groups button"},
+            {"do": "evaluate", "code": "[...document.querySelectorAll('#groups button')].find((one) => "
+             "one.textContent.includes('green')).click()"},
+            until("#view-title", "green"),
+            {"do": "switch", "number": 0},
+            edit,
+            {"do": "type", "text": " RED"},
+            press("Enter"),
+            {"do": "text", "selector": "#class-merge"},
+            {"do": "text", "selector": "#class-rename"},
+            {"do": "axe"},
+            {"do": "evaluate", "code": names},
+            press("Enter"),
+            until(MESSAGE, "3 images of green labeled red."),
+            {"do": "evaluate", "code": names},
+            {"do": "switch", "number": 1},
+            {"do": "visible", "selector": "#image-3.labeled"},  # the class that was shown is none any more
+            {"do": "evaluate", "code": names},
+            {"do": "switch", "number": 0},
+            FOCUS_GRID,
+            press("u"),
+            until(MESSAGE, "Undone: 3 images"),
+            until("#class-list", "green"),
+            {"do": "evaluate", "code": names},
+        ]  # fmt: skip
+        driven = look(page, npm, tmp_path, steps)
+        labels = [one["label"] for one in page.records(0, 1, 2, 3)]
+    assert driven.errors == []
+    asked = "There is a class red already. Merging labels 3 images of green as red, and removes green. U undoes."
+    assert driven.outputs[9:13] == [asked, "Merge 3 images", [], "red,green,blue"]
+    assert driven.outputs[15] == driven.outputs[18] == "red,blue"
+    assert driven.outputs[24] == "red,green,blue"
+    assert labels == ["green"] * 3 + ["red"]
 
 
 def test_page__closes_without_a_question_when_all_is_saved(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:

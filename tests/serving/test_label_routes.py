@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.annotation.photos import color_of, make_embedding_model, make_photos
+from tests.annotation.photos import color_of, make_photos
 from tests.full_disk import largest_file
 from tests.serving.label_server import Labeling, labeling
 from tl.annotation.journal import Journal
@@ -29,11 +29,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_photos(tmp_path_factory.mktemp("label") / "photos", COUNT, folders=("a", "b"))
     (folder / "a" / "broken.png").write_bytes(b"no image")
     return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_embedding_model(tmp_path_factory.mktemp("label") / "model.onnx")
 
 
 @pytest.fixture
@@ -320,7 +315,7 @@ def test_events__a_limited_number_of_streams(page: Labeling) -> None:
         time.sleep(0.1)
 
 
-def make_slowly(labels: Path, model: Path, *, run: Path, method: Method, progress: Progress) -> MadeModel:
+def make_slowly(labels: Path, model: Path, *, run: Path, making: Path, method: Method, progress: Progress) -> MadeModel:
     """Stands for training: counts labels, until there are no more steps."""
     lines = labels.read_text(encoding="utf-8").splitlines()
     progress.start("training", 1000, "steps")

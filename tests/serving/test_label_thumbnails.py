@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.full_disk import largest_file
 from tests.serving.label_server import labeling
 from tl.annotation.opening import SessionPlan
 from tl.errors import ImageReadError
+from tl.serving.local.jpeg_cache import MAX_BYTES, JpegCache
 from tl.serving.local.thumbnails import THUMB_PX, VIEW_PX, Thumbnails, make_jpeg
 
 
@@ -100,6 +102,29 @@ def test_thumbnails__are_kept_and_change_with_the_photo(tmp_path: Path) -> None:
     assert len(list(cache.rglob("*.jpg"))) == 2  # views are not kept on disk
     small.close()
     assert small.ask(0, THUMB_PX).cancelled()
+
+
+def test_jpeg_cache__removes_what_was_not_used_for_longest(tmp_path: Path) -> None:
+    cache = JpegCache(tmp_path, max_bytes=2500)
+    content, tags = b"\xff\xd8" + b"." * 996 + b"\xff\xd9", ["aa0", "ab1", "ab2", "b3"]
+    days_ago = {tag: time.time() - 86400 * (10 - n) for n, tag in enumerate(tags)}
+    for tag, used in days_ago.items():
+        cache.put(tag, content)
+        os.utime(next(tmp_path.rglob(f"{tag}.jpg")), (used, used))
+    assert cache.get("aa0") == content  # which is used again
+    cache.trim()
+    assert [tag in cache for tag in tags] == [True, False, False, True]
+    JpegCache(tmp_path / "none").trim()
+
+
+def test_thumbnails__the_cache_is_trimmed_at_the_start(tmp_path: Path) -> None:
+    old = tmp_path / "cache" / "ab" / "ab1.jpg"
+    old.parent.mkdir(parents=True)
+    with old.open("wb") as stream:
+        stream.truncate(MAX_BYTES + 1)  # a file without blocks
+    paths = paths_of(make_photos(tmp_path / "photos", 1))
+    Thumbnails(paths.__getitem__, 1, folder=tmp_path / "cache", fills=False).close()
+    assert not old.exists()
 
 
 def test_thumbnails__all_are_made_while_nothing_is_asked(tmp_path: Path) -> None:

@@ -2,74 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.annotation.review_data import make_photos, spoil
 from tests.annotation.test_reviewed import rows_of
-from tests.docs.stage import write_weights
-from tests.serving.web_driver import drive, install_npm
+from tests.serving.page_steps import Step, press, visible
+from tests.serving.review_server import look, serving, stop
 from tl.data.manifests import read_images
 
 pytest.importorskip("tl.serving.local.app", reason="needs the packages of the extra serve", exc_type=ImportError)
 pytestmark = pytest.mark.slow
-Step = dict[str, Any]
 CURRENT = "#list .card.current h3"  # cards that leave are not in the list
-
-
-@pytest.fixture(scope="module")
-def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_npm(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Photos with a wrong label and a copy, and a name that looks like markup."""
-    write_weights(tmp_path / "weights")
-    monkeypatch.setenv("TL_WEIGHTS_DIR", str(tmp_path / "weights"))
-    return spoil(make_photos(tmp_path / "photos", 12))
-
-
-@contextmanager
-def serving(data: Path, output: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command as a process, and the link that opens its page once."""
-    command = [sys.executable, "-m", "tl", "review", str(data), "-o", str(output), "--json", "--no-browser"]
-    command += ["--backbone", "smallcnn", "--device", "cpu", "--threads", "1", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, process.communicate()
-        yield process, json.loads(line)["link"]
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def stop(process: subprocess.Popen[str]) -> str:
-    """Stop it in order; returns what it said."""
-    process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 0, told
-    return told
-
-
-def press(*keys: str) -> list[Step]:
-    return [{"do": "press", "key": key} for key in keys]
-
-
-def visible(selector: str) -> Step:
-    return {"do": "visible", "selector": selector}
 
 
 def texts(selector: str, name: str) -> Step:
@@ -84,13 +34,11 @@ def open_kind(kind: str) -> list[Step]:
     ]
 
 
-def driven(npm: Path, link: str, steps: Sequence[Step], tmp_path: Path, ready: str = "#overview h2") -> dict[str, Any]:
+def named(npm: Path, link: str, steps: Sequence[Step], tmp_path: Path, ready: str = "#overview h2") -> dict[str, Any]:
     """Do the steps without an error of the page; returns the outputs of those that have a name."""
-    done = drive(npm, link, steps, tmp_path, ready=ready)
-    assert done.errors == []
-    base = link.partition("?")[0]
-    assert all(url.startswith((base, "blob:", "data:")) for url in done.requests)
-    return {step["as"]: output for step, output in zip(steps, done.outputs, strict=True) if "as" in step}
+    driven = look(npm, link, steps, tmp_path, ready=ready)
+    assert driven.errors == []
+    return {step["as"]: output for step, output in zip(steps, driven.outputs, strict=True) if "as" in step}
 
 
 def test_page__from_wrong_labels_to_a_model_by_keyboard(npm: Path, data: Path, tmp_path: Path) -> None:
@@ -103,19 +51,19 @@ def test_page__from_wrong_labels_to_a_model_by_keyboard(npm: Path, data: Path, t
         *open_kind("label"),
         texts("#list .card h3", "names"),
         {"do": "axe", "as": "axe of cards"},
-        *press("Enter"),
+        press("Enter"),
         visible('.toast:has-text("1 image labeled")'),
-        *press("Enter"),
+        press("Enter"),
         visible("#empty h3"),
-        *press("u"),
+        press("u"),
         visible('.toast:has-text("Undone")'),
         visible("#list .card.current .actions"),
         texts(CURRENT, "undone"),
-        *press("/"),
+        press("/"),
         {"do": "fill", "selector": "#class-box", "value": "moth"},
-        *press("Enter"),
+        press("Enter"),
         visible("#empty h3"),
-        *press("c"),
+        press("c"),
         visible(".diff"),
         texts(".diff del", "old"),
         texts(".diff ins", "new"),
@@ -124,7 +72,7 @@ def test_page__from_wrong_labels_to_a_model_by_keyboard(npm: Path, data: Path, t
         {"do": "axe", "as": "axe of changes"},
     ]
     with serving(data, output) as (process, link):
-        found = driven(npm, link, steps, tmp_path)
+        found = named(npm, link, steps, tmp_path)
         told = stop(process)
     assert "of 37 images deserve a look" in found["lead"][0]
     assert "agree with" in found["trust"][0]
@@ -158,13 +106,13 @@ def test_page__duplicates_and_selections(npm: Path, data: Path, tmp_path: Path) 
         texts(CURRENT, "shown"),
         texts("#list .card.current figure:nth-child(2) .file", "twin"),
         texts("#list .card.current .reasons li:last-child", "reason"),
-        *press("Shift+M"),
+        press("Shift+M"),
         visible('.toast:has-text("removed as a duplicate")'),
         *open_kind(""),
-        *press("Control+a"),
+        press("Control+a"),
         visible("#selected"),
         {"do": "axe", "as": "axe"},
-        *press("k"),
+        press("k"),
         visible('.toast:has-text("kept")'),
         visible("#empty h3"),
         {"do": "click", "selector": "#show-decided"},
@@ -172,7 +120,7 @@ def test_page__duplicates_and_selections(npm: Path, data: Path, tmp_path: Path) 
         texts(".decision", "decisions"),
     ]
     with serving(data, output, "--kinds", "label,duplicate") as (process, link):
-        found = driven(npm, link, steps, tmp_path)
+        found = named(npm, link, steps, tmp_path)
         stop(process)
     (shown,), (twin,), (reason,) = found["shown"], found["twin"], found["reason"]
     assert {shown, twin} == {"bee/copy.png", "moth/00.png"}
@@ -195,15 +143,15 @@ def test_page__names_are_text(npm: Path, data: Path, tmp_path: Path) -> None:
         *open_kind("label"),
         texts("#list .card h3", "names"),
         texts("#classes .name", "classes"),
-        *press("Control+a", "d"),
+        press("Control+a", "d"),
         visible('.toast:has-text("removed")'),
-        *press("c"),
+        press("c"),
         visible(".diff"),
         texts(".diff .path", "paths"),
         {"do": "html", "selector": "main", "as": "html"},
     ]
     with serving(data, tmp_path / "reviewed.csv", "--kinds", "label") as (process, link):
-        found = driven(npm, link, steps, tmp_path)
+        found = named(npm, link, steps, tmp_path)
         stop(process)
     assert f"ant/{name}" in found["names"]
     assert "<i onmouseover=alert(2)>" in found["classes"]
@@ -215,16 +163,16 @@ def test_page__goes_on_after_kill(npm: Path, data: Path, tmp_path: Path) -> None
     output = tmp_path / "reviewed.csv"
     first = [
         *open_kind("label"),
-        *press("n"),
+        press("n"),
         {"do": "fill", "selector": "#note-text", "value": "see the wings"},
-        *press("Control+Enter"),
+        press("Control+Enter"),
         visible("#list .card.current .note"),
         texts(CURRENT, "name"),
-        *press("Enter"),
+        press("Enter"),
         visible('.toast:has-text("labeled")'),
     ]
     with serving(data, output) as (process, link):
-        (name,) = driven(npm, link, first, tmp_path)["name"]
+        (name,) = named(npm, link, first, tmp_path)["name"]
         process.kill()
     with open(tmp_path / "reviewed.journal.jsonl", "ab") as journal:
         journal.write(b'{"n":9,"at":"20')  # as if it was killed while it wrote
@@ -236,7 +184,7 @@ def test_page__goes_on_after_kill(npm: Path, data: Path, tmp_path: Path) -> None
         texts("#list .labels", "labels"),
     ]
     with serving(data, output) as (process, link):
-        found = driven(npm, link, second, tmp_path, ready=".card h3")
+        found = named(npm, link, second, tmp_path, ready=".card h3")
         told = stop(process)
     assert (found["names"], found["notes"]) == ([name], ["Note see the wings"])
     (label,) = found["labels"]

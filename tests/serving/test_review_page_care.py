@@ -3,52 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.annotation.review_data import make_photos, spoil
-from tests.docs.stage import write_weights
-from tests.serving.test_review_page import serving
-from tests.serving.web_driver import Driven, drive, install_npm
+from tests.serving.page_steps import Step, evaluate, pause, press, until
+from tests.serving.review_server import look, serving
 
 pytest.importorskip("tl.serving.local.app", reason="needs the packages of the extra serve", exc_type=ImportError)
 pytestmark = pytest.mark.slow
-Step = dict[str, Any]
 FOCUSED = "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
 CARD: Step = {"do": "visible", "selector": "#list .card.current .actions"}
-
-
-@pytest.fixture(scope="module")
-def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_npm(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    write_weights(tmp_path / "weights")
-    monkeypatch.setenv("TL_WEIGHTS_DIR", str(tmp_path / "weights"))
-    return spoil(make_photos(tmp_path / "photos", 12))
-
-
-def look(npm: Path, link: str, steps: list[Step], tmp_path: Path, **job: Any) -> Driven:
-    return drive(npm, link, steps, tmp_path, script="drive_images.mjs", ready="#overview h2", **job)
-
-
-def evaluate(code: str) -> Step:
-    return {"do": "evaluate", "code": code}
-
-
-def press(*keys: str) -> Step:
-    return {"do": "press", "keys": keys}
-
-
-def pause(milliseconds: int) -> Step:
-    return {"do": "pause", "milliseconds": milliseconds}
-
-
-def until(selector: str, text: str) -> Step:
-    return {"do": "until", "selector": selector, "text": text}
 
 
 def choose(kind: str) -> Step:

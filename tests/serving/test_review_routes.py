@@ -15,9 +15,9 @@ from PIL import Image
 
 from tests.annotation.review_data import close, duplicates, make_photos, open_review, place, spoil, wrong_label
 from tests.annotation.test_reviewed import rows_of
+from tl.annotation.page_requests import Seen
 from tl.annotation.review import Review
 from tl.annotation.review_items import ReviewItems
-from tl.annotation.session import Seen
 from tl.data.manifests import read_images
 
 httpx = pytest.importorskip("httpx")
@@ -105,7 +105,7 @@ def test_api__decides_and_lists(page: Running, data: Path) -> None:
         ("ant/wrong.png", "ant", "bee"),
         ("bee/copy.png", "bee", "moth"),
     ]
-    page.review.write()
+    page.review.close()
     labels = {image.name: image.label for image in read_images(data.parent / "reviewed.csv")}
     assert labels["photos/ant/wrong.png"] == "bee"
     assert len(rows_of(data.parent / "reviewed.csv")) == 19
@@ -138,7 +138,12 @@ def test_api__conflict_undo_and_note(page: Running) -> None:
             *("/api/decide", {"window": "w", "images": [{"id": 0, "version": 0}], "do": "relabel", "label": " "}),
             *(400, "1 to 100 characters"),
         ),
-        ("/api/decide", {"window": "w" * 65, "images": [{"id": 0, "version": 0}], "do": "keep"}, 400, "a window's"),
+        (
+            "/api/decide",
+            {"window": "w" * 65, "images": [{"id": 0, "version": 0}], "do": "keep"},
+            400,
+            "name of a window",
+        ),
         ("/api/note", {"window": "w", "id": 0, "version": 0, "text": "x" * 2001}, 400, "at most 2,000"),
         ("/api/records", {"ids": list(range(401))}, 400, "at most 400"),
         ("/api/records", {"ids": ["0"]}, 400, "whole number"),

@@ -16,18 +16,13 @@ import pytest
 from PIL import Image
 
 from tests.models import make_cam_model, make_model, solid
-from tests.serving.web_driver import drive, install_npm
+from tests.serving.web_driver import drive
 from tl.runtime import load
 from tl.runtime.output.columns import build_columns
 
 pytest.importorskip("tl.serving.app", reason="needs the packages of the extra serve", exc_type=ImportError)
 pytestmark = pytest.mark.slow
 TOKEN = "secret-of-the-test"
-
-
-@pytest.fixture(scope="module")
-def npm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_npm(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

@@ -6,19 +6,20 @@ goes on from.
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.annotation.file_changes import FileStamps
 from tl.annotation.labels import LABELED, STATUS_NAMES, Labels
+from tl.annotation.outputs import relative_name
+from tl.annotation.page_requests import Refused
 from tl.annotation.photos import Photos
-from tl.errors import DataError, OutputError
+from tl.errors import DataError
 from tl.runtime.output.files import output_errors, write_text
 from tl.runtime.sources.tables import csv_text, read_table
 
@@ -26,10 +27,6 @@ COLUMNS = ("path", "label", "split", "group", "sampled", "note")
 NOTE_COLUMNS = ("path", "status", "note")
 # With fewer random labels, a split for validation would say nothing; training then makes its own.
 MIN_VALIDATION = 20
-# Actions that follow each other within this time are written together.
-_SECONDS_TOGETHER = 0.4
-_SECONDS_BETWEEN_TRIES = 5.0
-_log = logging.getLogger(__name__)
 
 
 def notes_path(output: Path) -> Path:
@@ -37,28 +34,16 @@ def notes_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.notes.csv")
 
 
-def journal_path(output: Path) -> Path:
-    """`labels.csv` -> `labels.journal.jsonl`."""
-    return output.with_name(f"{output.stem}.journal.jsonl")
-
-
-def relative_name(path: str, folder: Path) -> str:
-    """Return a path relative to a folder, with '/'; the absolute path if there is none, as on another drive."""
-    try:
-        return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:
-        return Path(os.path.abspath(path)).as_posix()
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """What is written: copies, so that the session may go on meanwhile. `reserved` bool (N,): images labeled blind.
 
-    `is_random` bool (N,): labels that are a random sample.
+    `is_random` bool (N,): labels that are a random sample. `version` int64 (N,): as in `Labels`.
     """
 
     label: NDArray[np.int32]
     status: NDArray[np.uint8]
+    version: NDArray[np.int64]
     notes: dict[int, str]
     class_names: Sequence[str]
     reserved: NDArray[np.bool_]
@@ -67,17 +52,22 @@ class Snapshot:
 
 def take_snapshot(labels: Labels, reserved: NDArray[np.bool_], is_random: NDArray[np.bool_]) -> Snapshot:
     """Copy the state of a session. Its lock must be held."""
-    return Snapshot(
-        labels.label.copy(), labels.status.copy(), dict(labels.notes), labels.class_names, reserved, is_random
-    )
+    arrays = labels.label.copy(), labels.status.copy(), labels.version.copy()
+    return Snapshot(*arrays, dict(labels.notes), labels.class_names, reserved, is_random)
 
 
 class Exports:
-    """Writes the files of one session to `output` and beside it. For one thread at a time."""
+    """Writes the files of one session to `output` and beside it. Thread-safe.
+
+    Images that `leave_out_lost` has found are no rows of `output` until somebody acts on them, or `leave_out_none`.
+    """
 
     def __init__(self, output: Path, photos: Photos) -> None:
         self.output, self._photos = output, photos
         self._above = _relative_root(photos.root, output.parent)
+        self._lock = threading.Lock()
+        self._stamps = FileStamps(photos)
+        self._left_out: set[int] = set()
 
     def path_of(self, image: int) -> str:
         """The path of an image relative to the output, with '/'."""
@@ -85,11 +75,20 @@ class Exports:
 
     def write(self, snapshot: Snapshot) -> None:
         """Write both files. Raises `OutputError`."""
-        labeled = np.flatnonzero(snapshot.status == LABELED).tolist()
+        with self._lock:
+            self._write_labels(snapshot)
+            self._write_notes(snapshot)
+
+    def _write_labels(self, snapshot: Snapshot) -> None:
+        labeled = _labeled(snapshot)
+        self._left_out -= self._stamps.remember(labeled, snapshot.version[labeled].tolist())
+        labeled = [i for i in labeled if i not in self._left_out]
         columns = [name for name in COLUMNS if name != "group" or self._photos.has_groups]
         splits = _splits(snapshot, labeled, [self._photos.group(i) for i in labeled])
         rows = (self._row(snapshot, i, split, columns) for i, split in zip(labeled, splits, strict=True))
         write_text(self.output, csv_text([columns, *rows]))
+
+    def _write_notes(self, snapshot: Snapshot) -> None:
         noted = np.zeros(len(self._photos), bool)
         noted[list(snapshot.notes)] = True
         others = np.flatnonzero((snapshot.status != LABELED) & ((snapshot.status != 0) | noted)).tolist()
@@ -102,17 +101,37 @@ class Exports:
             with output_errors(notes):
                 notes.unlink(missing_ok=True)
 
+    def leave_out_lost(self, snapshot: Snapshot) -> str:
+        """Leave out labeled images whose file is gone or was changed since, and return a sentence that names them.
+
+        Raises `Refused` if these are most of the labeled images.
+        """
+        labeled = _labeled(snapshot)
+        with self._lock:
+            lost = self._stamps.find_lost(labeled)
+            told = lost.describe(self._photos)
+            if 2 * len(lost) > len(labeled):
+                cure = "connect their drive, or put them back" if lost.missing else "look at them, and label them again"
+                raise Refused("conflict", f"{told}: {cure}, then make the model")
+            self._left_out = {*lost.missing, *lost.changed}
+        return told
+
+    def leave_out_none(self) -> bool:
+        """Write all labels from now on. Returns whether any were left out."""
+        with self._lock:
+            had, self._left_out = self._left_out, set()
+        return bool(had)
+
     def agrees(self, snapshot: Snapshot, gone: Collection[str] = ()) -> bool:
         """Return whether the output that exists has the same images, labels and notes. `gone`: images left out."""
         compared = ("path", "label", "note")
         absent = {self._above + name for name in gone}
-        labeled = np.flatnonzero(snapshot.status == LABELED).tolist()
         try:
             table = read_table(self.output)
             found = sorted([row[name] for name in compared] for _, row in table.rows if row["path"] not in absent)
         except (DataError, KeyError, OSError):
             return False
-        return found == sorted(self._row(snapshot, i, "", compared) for i in labeled)
+        return found == sorted(self._row(snapshot, i, "", compared) for i in _labeled(snapshot))
 
     def _row(self, snapshot: Snapshot, image: int, split: str, columns: Sequence[str]) -> list[str]:
         cells = {
@@ -124,6 +143,11 @@ class Exports:
             "note": snapshot.notes.get(image, ""),
         }
         return [cells[name] for name in columns]
+
+
+def _labeled(snapshot: Snapshot) -> list[int]:
+    found: list[int] = np.flatnonzero(snapshot.status == LABELED).tolist()
+    return found
 
 
 def _splits(snapshot: Snapshot, labeled: Sequence[int], groups: Sequence[str]) -> list[str]:
@@ -145,68 +169,3 @@ def _relative_root(root: Path, folder: Path) -> str:
     """The folder of photos as seen from the folder of the output, "" if they are one, else with a '/' at its end."""
     found = relative_name(str(root), folder)
     return "" if found == "." else f"{found.rstrip('/')}/"
-
-
-class Writer:
-    """Writes in the background, within a second of each action. `fault`: why the last attempt failed, "" if it did not.
-
-    `write` writes all files; it raises `OutputError` if it cannot. `told` is called when `fault` has changed.
-    """
-
-    def __init__(self, write: Callable[[], None], told: Callable[[], None]) -> None:
-        self._write, self._told = write, told
-        self.fault = ""
-        self._wake = threading.Condition()
-        self._is_due = self._is_closed = False
-        self._writing = threading.Lock()
-        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Write soon."""
-        with self._wake:
-            self._is_due = True
-            self._wake.notify()
-
-    def write_now(self) -> None:
-        """Write, and return when that is done. Raises `OutputError`."""
-        with self._writing:
-            try:
-                self._write()
-            except OutputError:
-                raise
-            except Exception as error:
-                _log.exception("a fault of this program while writing")
-                reason = f"the files could not be written, but the journal has everything: {error}"
-                raise OutputError(reason) from error
-
-    def close(self) -> None:
-        """Write what is not yet written, and stop. Raises `OutputError`."""
-        with self._wake:
-            self._is_closed = True
-            self._wake.notify()
-        self._thread.join()
-        if self._is_due or self.fault:
-            self.write_now()
-
-    def _work(self) -> None:
-        while self._wait():
-            fault = ""
-            try:
-                self.write_now()
-            except OutputError as error:
-                fault = str(error)
-            if fault != self.fault:
-                self.fault = fault
-                self._told()
-
-    def _wait(self) -> bool:
-        """Wait until something is due, then for what follows it at once. Returns whether to write."""
-        with self._wake:
-            while not (self._is_due or self._is_closed):
-                if not self._wake.wait(_SECONDS_BETWEEN_TRIES if self.fault else None):
-                    break  # try again
-            if self._is_closed or self._wake.wait_for(lambda: self._is_closed, _SECONDS_TOGETHER):
-                return False
-            self._is_due = False
-            return True

@@ -1,45 +1,32 @@
 """Features of photos by a frozen network, computed in the background and cached on disk for the next start.
 
-`open_source` opens what computes them: a model file, or a backbone with published weights, whose cached features `tl
-train` uses too. `PhotoFeatures` fills one matrix. Imports torch only when a backbone has to compute something.
+`PhotoFeatures` fills one matrix, `FeatureWork` is the thread that does it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tl.annotation.content_hashes import ContentHashes, Stamp, read_stamp
-from tl.data.array_cache import ArrayCache
-from tl.data.features import BATCH, Embedder, FeatureSet, open_features
-from tl.data.images import preprocessing_key
-from tl.errors import ImageReadError, MissingExtraError, ModelFileError
-from tl.progress import Silent
+from tl.annotation.feature_sources import FeatureSource
+from tl.data.features import BATCH
+from tl.errors import ImageReadError, TlError
 from tl.runtime.devices import usable_cores
 from tl.runtime.imaging.geometry import crop_to_input
 from tl.runtime.imaging.pipeline import load_working
-from tl.runtime.imaging.preprocessing import Preprocessing
 from tl.runtime.prefetch import prefetch_map
-from tl.runtime.session import Session
-from tl.runtime.sources.paths import hash_file, read_regular
-from tl.trainer.config import TrainConfig
-from tl.trainer.models.backbone_info import BUNDLED, BackboneInfo, remembered_info
-from tl.trainer.models.weight_files import WeightsFile
-from tl.trainer.options import resolve
-from tl.trainer.task import build_run_preprocessing, find_info, find_start, open_run_features
+from tl.runtime.sources.paths import read_regular
 
-EMBEDDING = "embedding"
 # Features computed since the last write to disk are lost in a crash.
 _SECONDS_UNWRITTEN = 10.0
 # A batch takes no longer than about this, so that work ends soon after it is stopped.
@@ -47,156 +34,9 @@ _SECONDS_PER_BATCH = 0.6
 _FIRST_BATCH = 8
 # Speed is that of this many seconds.
 _SECONDS_OF_SPEED = 20.0
-
-
-class FeatureSource(Protocol):
-    """What computes features. `dimension`: length of a feature vector, None until it is known."""
-
-    @property
-    def name(self) -> str:
-        """The model file or backbone, for display."""
-
-    @property
-    def dimension(self) -> int | None:
-        """Length of a feature vector; None until the first one was computed."""
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How images become the network's input."""
-
-    @property
-    def cached(self) -> FeatureSet:
-        """The cache of this network's features."""
-
-    def prepare(self, count: int) -> None:
-        """Load what is needed to compute the features of `count` images. Raises `TlError`."""
-
-    def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Images uint8 (N, H, W, 3) -> features float32 (N, D). Raises `TlError`."""
-
-
-@dataclass
-class ModelFileSource:
-    """The output `embedding` of a model file, computed by the runtime alone."""
-
-    session: Session
-    name: str
-    preprocessing: Preprocessing
-    cached: FeatureSet
-    dimension: int | None
-
-    def prepare(self, count: int) -> None:
-        """The file is open already."""
-
-    def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Images uint8 (N, H, W, 3) -> features float32 (N, D)."""
-        return self.session.run(images, (EMBEDDING,))[0].astype(np.float32, copy=False)
-
-
-@dataclass
-class BackboneSource:
-    """A frozen backbone as `tl train --method features` uses it, with the same cached features."""
-
-    config: TrainConfig
-    info: BackboneInfo
-    weights: WeightsFile
-    preprocessing: Preprocessing
-    cached: FeatureSet
-    dimension: int | None = None
-    _embedder: Embedder | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def name(self) -> str:
-        """The backbone's name."""
-        return self.config.backbone
-
-    def prepare(self, count: int) -> None:
-        """Load torch, the weights, and for many images the backbone's graph."""
-        with self._lock:
-            if self._embedder is None:
-                self._embedder = _build_embedder(self, count)
-
-    def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Images uint8 (N, H, W, 3) -> features float32 (N, D)."""
-        self.prepare(len(images))
-        if self._embedder is None:
-            raise ValueError("not prepared")
-        features = self._embedder(images)
-        self.dimension = features.shape[1]
-        return features
-
-
-def open_source(
-    model: Path | None = None, backbone: str | None = None, device: str = "auto", threads: int | None = None
-) -> FeatureSource:
-    """Open a model file with an output `embedding`, or a backbone with its published weights.
-
-    `backbone`: None for the default one. Raises `ModelFileError` and `DeviceError` for a model file,
-    `MissingExtraError`, `WeightsError` and `ConfigError` for a backbone.
-    """
-    return (
-        _open_backbone(backbone or BUNDLED, device, threads) if model is None else _open_model(model, device, threads)
-    )
-
-
-def _open_model(model: Path, device: str, threads: int | None) -> ModelFileSource:
-    session = Session(model, device=device, threads=threads)
-    contract = session.contract
-    if contract is None or EMBEDDING not in contract.outputs:
-        raise ModelFileError(f"{model}: has no output '{EMBEDDING}'; expected a classifier exported from a run")
-    if session.takes_any_size:
-        raise ModelFileError(
-            f"{model}: takes images of any size, so it cannot be used here: use the file of fixed size that it was "
-            "made from"
-        )
-    _, shape = session.output(EMBEDDING)
-    cached = open_features(
-        model=hash_file(model),
-        precision=session.precision,
-        preprocessing=preprocessing_key(contract.preprocessing),
-    )
-    dimension = shape[1] if len(shape) == 2 else None
-    return ModelFileSource(session, model.name, contract.preprocessing, _without_copies(cached), dimension)
-
-
-def _open_backbone(backbone: str, device: str, threads: int | None) -> BackboneSource:
-    if find_spec("torch") is None:
-        raise MissingExtraError(
-            "features of a backbone require additional packages (torch is missing): pip install 'tl-toolkit[train]', "
-            "or use a model file that outputs an embedding"
-        )
-    asked = TrainConfig(
-        data="", task="classification", method="features", backbone=backbone, device=device, threads=threads, out="-"
-    )
-    config = resolve(asked)
-    info = remembered_info(config.backbone, find_info)
-    preprocessing = build_run_preprocessing(config, info)
-    weights, info = find_start(config, info)
-    if weights is None:
-        raise ValueError("features require a pretrained backbone")
-    cached = open_run_features(config, info, preprocessing, None, weights)
-    return BackboneSource(config, info, weights, preprocessing, _without_copies(cached))
-
-
-def _build_embedder(source: BackboneSource, count: int) -> Embedder:
-    from tl.trainer.features.extraction import build_embedder
-    from tl.trainer.fit.machine import build_machine
-    from tl.trainer.models.build import build_network
-    from tl.trainer.models.weights import read_weights
-
-    config = source.config
-    machine = build_machine(config.device, config.precision, config.threads)
-    network = build_network(config, source.info, 2, read_weights(source.weights, config.backbone))
-    kept = {name: t for name, t in network.state_dict().items() if name.startswith(("normalize.", "trunk."))}
-    source.cached.keep_network({name: tensor.numpy() for name, tensor in kept.items()})
-    graph = source.cached.folder / "trunk.onnx"
-    return build_embedder(network, source.preprocessing.input_shape, count, graph, machine, Silent())
-
-
-def _without_copies(features: FeatureSet) -> FeatureSet:
-    """The same cache, which drops from memory what it cannot write: `PhotoFeatures` has it in its matrix."""
-    return FeatureSet(ArrayCache(features.folder), features.folder)
+# Opens what computes features, which may take seconds. Raises `TlError`.
+OpenSource = Callable[[], FeatureSource]
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -371,3 +211,52 @@ def _prepare(source: FeatureSource, count: int, stop: threading.Event) -> bool:
     if failed:
         raise failed[0]
     return not stop.is_set()
+
+
+class FeatureWork:
+    """Computes features in the background. `features`: None until the network is open. `error`: why there are none.
+
+    `told` is called when there are more; `opens`: None for a session without features.
+    """
+
+    def __init__(self, paths: Sequence[str], opens: OpenSource | None, told: Callable[[], None]) -> None:
+        self._paths, self._opens, self._told = paths, opens, told
+        self.features: PhotoFeatures | None = None
+        self.error = ""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="features", daemon=True)
+
+    def start(self) -> None:
+        """Begin, if there is something to compute."""
+        if self._opens is not None:
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop after the images in progress; what was computed is kept for the next start."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            if self._opens is not None:
+                features = PhotoFeatures(self._paths, self._opens())
+                features.matrix[:] = 0  # rows that are never computed, as of unreadable photos, have a value
+                self.features = features
+                features.run(self._stop, lambda done: self._told())
+        except TlError as error:
+            self.error = str(error)
+        except Exception:
+            _log.exception("a fault of this program while computing features")
+            self.error = "a fault of this program: the terminal says more"
+        self._told()
+
+    @property
+    def done(self) -> int:
+        """Number of photos that need no more work."""
+        return 0 if self.features is None else self.features.done
+
+    @property
+    def errors(self) -> dict[int, str]:
+        """Why photos have no features, by image."""
+        return {} if self.features is None else self.features.errors

@@ -28,7 +28,7 @@ class Event:
     `first`: the number of the first event of the same action, and `more`: whether the next event is of it too; only for
     an action of several events. `kind`, `path`, `prints`: what began the journal, for which folder, and how a few of
     its images are recognized (see `identity`). `reserve`, `passed`: see `reserve.Draw`; `drawn`: names of the images
-    that are reserved since then.
+    that are reserved since then. `renamed`: the names of `images` from now on.
     """
 
     do: str
@@ -52,6 +52,7 @@ class Event:
     reserve: str | None = None
     passed: tuple[str, ...] | None = None
     drawn: tuple[str, ...] | None = None
+    renamed: tuple[str, ...] | None = None
     groups: str | None = None
     kind: str | None = None
     path: str | None = None
@@ -127,7 +128,9 @@ _FIELDS: dict[str, _Checks] = {
     "redo": _NUMBER,
     "add_class": {"name": _is_text, "key?": _is_text},
     "rename_class": {"old": _is_text, "new": _is_text},
+    "merge_class": {"old": _is_text, "new": _is_text},
     "remove_class": {"name": _is_text},
+    "rename_images": _IMAGES | {"renamed": _is_texts},
     "keep": _IMAGES,
     "relabel": _IMAGES | {"label": _is_text},
     "drop": _IMAGES,
@@ -296,7 +299,7 @@ def _parse(place: str, found: Mapping[str, Any]) -> Event:
     if wrong := [name for name, value in found.items() if not known[name](value)]:
         raise DataError(f"{place}: {wrong[0]} has a value of another kind: {str(found[wrong[0]])[:100]}")
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    said = [values[name] for name in ("predicted", "confidence") if name in values]
-    if any(len(one) != len(values["images"]) for one in said):
-        raise DataError(f"{place}: predicted and confidence need one value for each image")
+    each = [values[name] for name in ("predicted", "confidence", "renamed") if name in values]
+    if any(len(one) != len(values["images"]) for one in each):
+        raise DataError(f"{place}: predicted, confidence and renamed need one value for each image")
     return Event(**values)

@@ -12,16 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.annotation.class_names import check_class_name
 from tl.annotation.journal import Event
+from tl.annotation.page_requests import IMPORT, Refused, check_class_name
 from tl.annotation.photos import Photos
-from tl.annotation.refusals import Refused
 
 OPEN, LABELED, UNSURE, SKIPPED = range(4)
 STATUS_NAMES = ("open", "labeled", "unsure", "skipped")
 NO_LABEL = -1
-# The window of events that take over labels from a file.
-IMPORT = "import"
 KEYS = "123456789"
 _STATUS = {"label": LABELED, "clear": OPEN, "unsure": UNSURE, "skip": SKIPPED}
 
@@ -30,7 +27,7 @@ Indices = NDArray[np.intp]
 
 @dataclass
 class LabelClass:
-    """A class. `key`: the key of a keyboard that labels it, "" for none. A removed class keeps its id."""
+    """A class. `key`: the key of a keyboard that labels it, "" for none. A removed or merged class keeps its id."""
 
     name: str
     key: str
@@ -41,7 +38,8 @@ class LabelClass:
 class _Change:
     """What an event has changed: the images, and how they were before. `top`: the event that they were due to.
 
-    `class_id`: the class that it gives them, which may be renamed later.
+    `class_id`: the class that it gives them, which may be renamed later. `merged`: the class that it has merged into
+    that one, `NO_LABEL` for none.
     """
 
     images: Indices
@@ -50,6 +48,7 @@ class _Change:
     top: NDArray[np.int64]
     notes: dict[int, str]
     class_id: int
+    merged: int
 
 
 @dataclass
@@ -96,25 +95,35 @@ class Labels:
         elif event.do == "remove_class":
             self._classes[self.class_id(event.name or "")].is_removed = True
         elif event.do in ("undo", "redo"):
-            return self._undo(event) if event.do == "undo" else self._redo(event)
-        elif event.do in _STATUS or event.do == "note":
+            return self._turn(event)
+        elif event.do in _STATUS or event.do in ("note", "merge_class"):
+            classes = self._classes_of(event)
             stacks = self._stacks[event.window]
             stacks.undo.append(event.n)
             stacks.redo.clear()
             self._events[event.n] = event
-            return self._change(event, event.n, self._class_of(event.label) if event.do == "label" else NO_LABEL)
+            return self._change(event, event.n, *classes)
         return np.zeros(0, np.intp)
 
-    def _change(self, event: Event, number: int, class_id: int) -> Indices:
+    def _classes_of(self, event: Event) -> tuple[int, int]:
+        """The class that an event gives to images, and the one that it merges into that class."""
+        if event.do == "merge_class":
+            return self.class_id(event.new or ""), self.class_id(event.old or "")
+        return self._class_of(event.label) if event.do == "label" else NO_LABEL, NO_LABEL
+
+    def _change(self, event: Event, number: int, class_id: int, merged: int) -> Indices:
         """Change images as an event says. `number`: of the event that is applied now, which may be a redo of it."""
-        images = self._known(event.images)
+        images = self._known(event.images) if merged == NO_LABEL else np.flatnonzero(self.label == merged)
         before = self._top[images].copy()
         notes = {i: self.notes.get(i, "") for i in images.tolist()}
         label, status = self.label[images].copy(), self.status[images].copy()
-        self._changes[event.n] = _Change(images, label, status, before, notes, class_id)
+        self._changes[event.n] = _Change(images, label, status, before, notes, class_id, merged)
         if event.do == "note":
             for i in images.tolist():
                 self._set_note(i, event.text or "")
+        elif event.do == "merge_class":
+            self.label[images] = class_id
+            self._classes[merged].is_removed = True
         else:
             self.status[images] = _STATUS[event.do]
             self.label[images] = class_id
@@ -135,26 +144,34 @@ class Labels:
         else:
             self.notes.pop(image, None)
 
-    def _undo(self, event: Event) -> Indices:
-        number = int(event.of or 0)
-        change, stacks = self._changes[number], self._stacks[event.window]
-        if number in stacks.undo:
-            stacks.undo.remove(number)
-        stacks.redo.append(number)
+    def _turn(self, event: Event) -> Indices:
+        """Undo or redo the event that an event names."""
+        number, stacks = int(event.of or 0), self._stacks[event.window]
+        source, target = (stacks.undo, stacks.redo) if event.do == "undo" else (stacks.redo, stacks.undo)
+        change = self._changes[number]
+        if number in source:
+            source.remove(number)
+        target.append(number)
+        if event.do == "redo":
+            return self._change(self._events[number], event.n, change.class_id, change.merged)
+        return self._take_back(change, event.n)
+
+    def _take_back(self, change: _Change, number: int) -> Indices:
+        """Bring images back to how they were before a change. `number`: of the event that does it."""
         images = change.images
         self.label[images], self.status[images], self._top[images] = change.label, change.status, change.top
         for i, text in change.notes.items():
             self._set_note(i, text)
-        self.version[images] = event.n
+        self.version[images] = number
+        if change.merged != NO_LABEL:
+            self._bring_back(self._classes[change.merged])
         return images
 
-    def _redo(self, event: Event) -> Indices:
-        number = int(event.of or 0)
-        change, stacks = self._changes[number], self._stacks[event.window]
-        if number in stacks.redo:
-            stacks.redo.remove(number)
-        stacks.undo.append(number)
-        return self._change(self._events[number], event.n, change.class_id)
+    def _bring_back(self, merged: LabelClass) -> None:
+        """Undo the removal of a class. Its key may have another class by now."""
+        if merged.key in {one.key for _, one in self.classes}:
+            merged.key = self._free_key()
+        merged.is_removed = False
 
     def check_undo(self, window: str) -> int:
         """Return the number of the event that a window would undo. Raises `Refused`.
@@ -169,10 +186,20 @@ class Labels:
         if (self._top[change.images] != number).any():
             stack.pop()
             raise Refused("conflict", "another window has changed these images since: this cannot be undone any more")
-        if any(self._classes[i].is_removed for i in set(change.label.tolist()) if i != NO_LABEL):
+        had = set(change.label.tolist()) - {NO_LABEL, change.merged}
+        if any(self._classes[i].is_removed for i in had):
             stack.pop()
             raise Refused("conflict", "these images had a class that was removed since: this cannot be undone any more")
+        if change.merged != NO_LABEL:
+            self._check_can_come_back(self._classes[change.merged].name)
         return number
+
+    def _check_can_come_back(self, name: str) -> None:
+        """Raise `Refused` if a class of this name was added since it was merged."""
+        try:
+            self.check_name(name)
+        except Refused as refused:
+            raise Refused("conflict", f"{refused.reason}: rename it, then undo the merging of '{name}'") from refused
 
     def check_redo(self, window: str) -> int:
         """Return the number of the event that a window would redo. Raises `Refused`."""
@@ -183,9 +210,10 @@ class Labels:
         if (self._top[change.images] != change.top).any():
             stack.pop()
             raise Refused("conflict", "another window has changed these images since: this cannot be redone any more")
-        if change.class_id != NO_LABEL and (found := self._classes[change.class_id]).is_removed:
+        needed = [self._classes[i] for i in (change.class_id, change.merged) if i != NO_LABEL]
+        if gone := next((one for one in needed if one.is_removed), None):
             stack.pop()
-            raise Refused("conflict", f"there is no class '{found.name}' any more: this cannot be redone")
+            raise Refused("conflict", f"there is no class '{gone.name}' any more: this cannot be redone")
         return stack[-1]
 
     def can_undo(self, window: str) -> bool:
@@ -209,6 +237,10 @@ class Labels:
     def class_names(self) -> list[str]:
         """The name of each class id, of removed classes too."""
         return [one.name for one in self._classes]
+
+    def has_class(self, class_id: int) -> bool:
+        """Return whether a class was neither removed nor merged into another one."""
+        return not self._classes[class_id].is_removed
 
     def find_class(self, name: str) -> int | None:
         """Return the id of a class, None if there is no such class."""
@@ -238,7 +270,9 @@ class Labels:
         return self._add_class(name or "") if found is None else found
 
     def _add_class(self, name: str, key: str | None = None) -> int:
-        taken = {one.key for _, one in self.classes}
-        chosen = next((sign for sign in KEYS if sign not in taken), "") if key is None else key
-        self._classes.append(LabelClass(name, chosen))
+        self._classes.append(LabelClass(name, self._free_key() if key is None else key))
         return len(self._classes) - 1
+
+    def _free_key(self) -> str:
+        taken = {one.key for _, one in self.classes}
+        return next((sign for sign in KEYS if sign not in taken), "")

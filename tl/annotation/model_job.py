@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from tl.annotation.model_making import MadeModel, Method
-from tl.annotation.refusals import Refused
+from tl.annotation.page_requests import Refused
 from tl.errors import TlError
 from tl.progress import Progress
 
@@ -26,8 +26,10 @@ _log = logging.getLogger(__name__)
 class MakeModel(Protocol):
     """Makes a model file of labels, as `model_making.make_model`. Raises `TlError`, and what `progress` raises."""
 
-    def __call__(self, labels: Path, model: Path, *, run: Path, method: Method, progress: Progress) -> MadeModel:
-        """Write the model file `model`, and the run folder `run`."""
+    def __call__(
+        self, labels: Path, model: Path, *, run: Path, making: Path, method: Method, progress: Progress
+    ) -> MadeModel:
+        """Write the model file `model`, and the run folder `run`, which is the folder `making` until it is complete."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class ModelState:
     text: str = ""
     run: str = ""
     file: str = ""
+
+
+def making_path(output: Path) -> Path:
+    """Return where a session has the run in the making: `labels.csv` -> `.labels.csv.making`."""
+    return output.with_name(f".{output.name}.making")
 
 
 class _Canceled(BaseException):
@@ -54,8 +61,11 @@ class ModelJob:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, method: Method, name: str, write_labels: Callable[[], None]) -> None:
-        """Begin. `name`: of the run folder and, with .onnx, of the model file. Raises `Refused`, `OutputError`."""
+    def start(self, method: Method, name: str, write_labels: Callable[[], str]) -> None:
+        """Begin. `name`: of the run folder and, with .onnx, of the model file. Raises `Refused`, `OutputError`.
+
+        `write_labels` writes the labels, and returns what it has left out, "" for nothing.
+        """
         if not _NAME.fullmatch(name) or name.endswith("."):
             raise Refused("invalid", "a name has 1 to 80 letters, digits, points, hyphens and underscores")
         run, model = self._output.with_name(name), self._output.with_name(f"{name}.onnx")
@@ -64,10 +74,12 @@ class ModelJob:
                 raise Refused("conflict", "a model is being made: wait for it, or cancel it")
             if taken := next((path for path in (run, model) if path.exists()), None):
                 raise Refused("conflict", f"{taken.name} exists in {taken.parent.absolute()}: give another name")
-            write_labels()
+            left_out = write_labels()
             self._stop.clear()
             self.state = ModelState("running", "starting")
-            self._thread = threading.Thread(target=self._work, args=(method, run, model), name=THREAD, daemon=True)
+            self._thread = threading.Thread(
+                target=self._work, args=(method, run, model, left_out), name=THREAD, daemon=True
+            )
             self._thread.start()
         self._told()
 
@@ -83,10 +95,12 @@ class ModelJob:
         if self._thread is not None:
             self._thread.join(_SECONDS_TO_END)
 
-    def _work(self, method: Method, run: Path, model: Path) -> None:
+    def _work(self, method: Method, run: Path, model: Path, left_out: str) -> None:
         try:
-            made = self._make(self._output, model, run=run, method=method, progress=_Told(self))
-            self._set(ModelState("done", _result_text(made), str(made.run or ""), str(made.model)))
+            making = making_path(self._output)
+            told = _Told(self, making, run)
+            made = self._make(self._output, model, run=run, making=making, method=method, progress=told)
+            self._set(ModelState("done", _result_text(made, left_out), str(made.run or ""), str(made.model)))
         except _Canceled:
             self._set(ModelState("idle", "canceled"))
         except TlError as error:
@@ -111,10 +125,10 @@ class ModelJob:
 
 
 class _Told:
-    """Progress as a text for the page."""
+    """Progress as a text for the page, with the name that the run will have."""
 
-    def __init__(self, job: ModelJob) -> None:
-        self._job = job
+    def __init__(self, job: ModelJob, making: Path, run: Path) -> None:
+        self._job, self._making, self._run = job, making, run
         self._task, self._unit, self._total, self._done = "", "", 0, 0
 
     def start(self, task: str, total: int, unit: str) -> None:
@@ -130,13 +144,13 @@ class _Told:
 
     def say(self, line: str) -> None:
         """A line worth showing."""
-        self._job.say(line)
+        self._job.say(line.replace(str(self._making), str(self._run)))
 
 
-def _result_text(made: MadeModel) -> str:
-    """What was made, and how good it is."""
+def _result_text(made: MadeModel, left_out: str) -> str:
+    """What was made, how good it is, and which labeled images are not in it."""
     scores = made.metrics["val"]
     accuracy = f"{scores['top1_accuracy']:.1%} ({scores['ci_low']:.1%} to {scores['ci_high']:.1%})"
-    if made.is_random:
-        return f"{made.model.name}: accuracy {accuracy} on {scores['n']} random images"
-    return f"{made.model.name}: accuracy {accuracy} on all {scores['n']} labeled images, chosen ones too"
+    images = f"{scores['n']} random images" if made.is_random else f"all {scores['n']} labeled images, chosen ones too"
+    text = f"{made.model.name}: accuracy {accuracy} on {images}"
+    return f"{text}. {left_out}" if left_out else text

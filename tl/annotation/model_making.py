@@ -6,19 +6,23 @@ What `tl train`, `tl export` and `tl refit` do, in one call. Imports torch only 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tl.data.manifests import LabeledImage, read_images
 from tl.errors import ConfigError, TlError
 from tl.evaluation.metrics import Metrics
 from tl.progress import Progress
+from tl.runtime.output.files import output_errors
 from tl.runtime.sources.paths import find_images
 
+if TYPE_CHECKING:
+    from tl.trainer.run_folder.run import Run
+
 Method = Literal["features", "finetune"]
-METHODS: tuple[Method, ...] = ("features", "finetune")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ def make_model(
     model: Path,
     *,
     run: Path,
+    making: Path | None = None,
     method: Method = "features",
     trunk: Path | None = None,
     backbone: str | None = None,
@@ -51,7 +56,8 @@ def make_model(
     `features` fits a linear head to all labeled images, with equal weight of the classes, since labeled images were
     chosen; the scores are those of the validation images, out of fold. `photos`: folder for self-training of that head.
     `finetune` also tries to fine-tune the backbone (method auto of training), and keeps what is better. `trunk`: a
-    model file that gets a new head instead, without a run. Raises any `TlError` of the steps.
+    model file that gets a new head instead, without a run. `making`: where the run is until it is complete, beside
+    `run`; a hidden name by default. Raises any `TlError` of the steps.
     """
     images = read_images(labels)
     is_random = any(image.split == "val" for image in images)
@@ -62,21 +68,41 @@ def make_model(
     from tl.exporter.export import export_run
     from tl.studies.report.run_page import write_run_report
     from tl.trainer.config import TrainConfig
+    from tl.trainer.run_folder.run import check_free
     from tl.trainer.train import train
 
+    check_free(run)
+    making = making or run.with_name(f".{run.name}.making")
     is_frozen = method == "features"
-    config = TrainConfig(data=str(labels), out=str(run), method=method if is_frozen else "auto")
+    config = TrainConfig(data=str(labels), out=str(making), method=method if is_frozen else "auto")
     config = replace(config, backbone=backbone or config.backbone)
     if is_frozen:
         unlabeled = str(photos) if photos is not None and _has_others(images, photos) else None
         config = replace(config, refit=True, class_weights="balanced", unlabeled=unlabeled)
-    result = train(config, progress)
-    export_run(result.run, model, progress)
+    is_new = not model.exists()
     try:
-        write_run_report(result.run)
+        result = train(config, progress)
+        export_run(result.run, model, progress)
+        finished = _give_name(result.run, run)
+    except BaseException:
+        if is_new:
+            model.unlink(missing_ok=True)
+        raise
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    try:
+        write_run_report(finished)
     except (TlError, OSError) as error:  # the model is made
         progress.say(f"no report: {error}")
-    return MadeModel(model, result.run.folder, result.metrics, is_random)
+    return MadeModel(model, run, result.metrics, is_random)
+
+
+def _give_name(made: Run, folder: Path) -> Run:
+    """Rename a complete run. Raises `OutputError`."""
+    made.save_config(replace(made.load_config(), out=str(folder)))
+    with output_errors(folder):
+        made.folder.rename(folder)
+    return replace(made, folder=folder)
 
 
 def _has_others(labeled: Sequence[LabeledImage], photos: Path) -> bool:

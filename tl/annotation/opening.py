@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,27 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl import __version__
-from tl.annotation.class_names import check_class_name, spell
-from tl.annotation.exports import journal_path, notes_path
-from tl.annotation.feature_work import OpenSource
+from tl.annotation.exports import notes_path
+from tl.annotation.features import OpenSource
 from tl.annotation.identity import has_prints, take_prints
 from tl.annotation.journal import Event, Journal, check_kind
-from tl.annotation.labels import IMPORT, LABELED, Labels
-from tl.annotation.model_job import MakeModel
+from tl.annotation.labels import LABELED, Labels
+from tl.annotation.model_job import MakeModel, making_path
 from tl.annotation.model_making import make_model
+from tl.annotation.outputs import Say, copy_aside, journal_path, may_be_edited, modified, set_aside
+from tl.annotation.page_requests import IMPORT, START, Refused, check_class_name, spell
 from tl.annotation.photos import Photos, list_photos
-from tl.annotation.refusals import Refused
 from tl.annotation.reserve import Draw, draw_reserve, reserved_images, with_groups
-from tl.annotation.session import START, Begun, LabelSession
+from tl.annotation.respelled import RENAME, find_respelled, with_present_names
+from tl.annotation.session import Begun, LabelSession
 from tl.data.manifests import LabeledImage, ManifestColumns, read_images
 from tl.errors import ConfigError, DataError, OutputError
 from tl.runtime.output.claim import claim_output
-from tl.runtime.output.files import output_errors
 
 GROUPS, KIND = "folder", "label"
-# Longer than it takes until an action is in the output.
-_SECONDS_TO_WRITE = 3.0
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -75,12 +71,13 @@ def open_session(
         # What can be refused is refused before anything is changed.
         first = None if goes_on else _draw(plan, photos, say)
         if plan.overwrite:
-            _set_aside(plan.output, say)
-        last_event = _modified(journal_path(plan.output))
+            set_aside(_files(plan.output), say)
+        written_at = modified(journal_path(plan.output))
         journal, events = Journal.open(journal_path(plan.output))
         stack.enter_context(closing(journal))
         if journal.repaired:
             say(journal.repaired)
+        shutil.rmtree(making_path(plan.output), ignore_errors=True)  # of a session that was killed
         if events:
             begun = _go_on(plan, photos, journal, events, say)
         else:
@@ -89,7 +86,7 @@ def open_session(
             say("no random images could be set aside to measure the accuracy: most images have labels, or one folder")
         session = LabelSession(begun, opens, make)
         stack.enter_context(closing(session))
-        _keep_edits(session, last_event, say)
+        _keep_edits(session, written_at, say)
         session.start()
         yield session
 
@@ -107,23 +104,7 @@ def _check_output_is_free(plan: SessionPlan) -> None:
 
 
 def _files(output: Path) -> tuple[Path, ...]:
-    return journal_path(output), output, notes_path(output)
-
-
-def _set_aside(output: Path, say: Say) -> None:
-    """Rename the files of an earlier session."""
-    aside = _free_name(output)
-    for path, name in zip(_files(output), _files(aside), strict=True):
-        if os.path.lexists(path):
-            with output_errors(path):
-                path.rename(name)
-            say(f"{path.name} is now {name.name}")
-
-
-def _free_name(output: Path) -> Path:
-    """`labels.csv` -> `labels.1.csv`, the first number that none of a session's files has."""
-    names = (output.with_name(f"{output.stem}.{n}{output.suffix}") for n in range(1, 10_000))
-    return next(name for name in names if not any(map(os.path.lexists, _files(name))))
+    return output, journal_path(output), notes_path(output)
 
 
 def _has_begun(output: Path) -> bool:
@@ -157,26 +138,18 @@ def _draw(plan: SessionPlan, photos: Photos, say: Say) -> _First:
     return _First([opened, *taken], seed, reserve)
 
 
-def _modified(path: Path) -> float:
-    """When a file was changed last, infinitely late if there is none."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return math.inf
-
-
-def _keep_edits(session: LabelSession, begun_at: float, say: Say) -> None:
+def _keep_edits(session: LabelSession, written_at: float, say: Say) -> None:
     """Copy an output that somebody has edited since the last session, as it is about to be written again.
 
-    `begun_at`: when the journal was written last; a session that was killed leaves an output that is no newer.
+    `written_at`: when the journal was written last.
     """
     output = session.output
-    if not output.exists() or _modified(output) < begun_at + _SECONDS_TO_WRITE or session.agrees_with_output():
-        return
-    aside = _free_name(output)
-    with output_errors(aside):
-        shutil.copyfile(output, aside)
-    say(f"{output.name} was edited since the last session, whose labels it gets again; the edited one is {aside.name}")
+    if may_be_edited(output, written_at) and not session.agrees_with_output():
+        aside = copy_aside(output)
+        say(
+            f"{output.name} was edited since the last session, whose labels it gets again; the edited one is "
+            f"{aside.name}"
+        )
 
 
 def _begin(plan: SessionPlan, photos: Photos, journal: Journal, first: _First) -> Begun:
@@ -265,21 +238,43 @@ def _go_on(plan: SessionPlan, photos: Photos, journal: Journal, events: Sequence
         photos = Photos(photos.root, photos.names, has_groups=True)
     if photos.has_groups and not first.groups:
         raise ConfigError(f"{journal.path}: the session was begun without groups: go on without, or give another name")
+    events = with_present_names(events)
+    respelled = find_respelled(photos, events)
+    renaming = Event(do=RENAME, window=START, images=tuple(respelled), renamed=tuple(respelled.values()))
+    *events, _ = with_present_names([*events, renaming])
     labels = _replay(journal.path, photos, events)
     _check_photos(journal.path, photos, labels, events, say)
-    # A class that was renamed or removed is not added again.
-    had = {name for event in events for name in (event.name, event.old, event.new, event.label, *(event.classes or ()))}
-    names = [one.name for _, one in labels.classes]
-    classes = _check_classes([name for name in plan.classes if spell(name) not in had - set(names)], names)
-    drawn = [name for event in events for name in event.drawn or ()]
-    known = with_groups(photos, labels.imported)
-    seed, draw = first.seed or 0, Draw(first.reserve or "", first.passed or ())
-    reserve = reserved_images(photos, seed, draw, known, drawn)
-    new = np.array([i for i in reserve.tolist() if photos.names[i] not in set(drawn)], np.intp)
+    classes = _new_classes(plan.classes, labels, events)
+    reserve, new = _reserve_again(photos, labels, [*events, renaming])
+    if respelled:
+        labels.apply(journal.append(renaming))
+        example = next(iter(respelled.values()))
+        say(f"{len(respelled)} images have names in another Unicode form now, and keep their labels: first {example}")
     labels.apply(journal.append(_opening(photos, new)))
     for name in classes:
         labels.apply(journal.append(Event(do="add_class", window=START, name=name)))
-    return Begun(photos, plan.output, journal, labels, reserve, seed)
+    return Begun(photos, plan.output, journal, labels, reserve, first.seed or 0)
+
+
+def _new_classes(asked: Sequence[str], labels: Labels, events: Sequence[Event]) -> list[str]:
+    """Return the classes to add. One that was renamed, merged or removed is not added again. Raises `ConfigError`."""
+    had = {name for event in events for name in (event.name, event.old, event.new, event.label, *(event.classes or ()))}
+    names = [one.name for _, one in labels.classes]
+    return _check_classes([name for name in asked if spell(name) not in had - set(names)], names)
+
+
+def _reserve_again(
+    photos: Photos, labels: Labels, events: Sequence[Event]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the reserved images, and those among them that are new since the last start."""
+    first, drawn = events[0], list(dict.fromkeys(name for event in events for name in event.drawn or ()))
+    # What was not drawn under its old name is not drawn under its new one.
+    kept = {photos.index[name] for event in events for name in event.renamed or () if name in photos.index}
+    known = with_groups(photos, labels.imported) | kept
+    draw = Draw(first.reserve or "", first.passed or ())
+    reserve = reserved_images(photos, first.seed or 0, draw, known, drawn)
+    before = set(drawn)
+    return reserve, np.array([i for i in reserve.tolist() if photos.names[i] not in before], np.intp)
 
 
 def _replay(path: Path, photos: Photos, events: Sequence[Event]) -> Labels:

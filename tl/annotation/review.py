@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from tl.annotation.class_names import check_class_name
-from tl.annotation.exports import Writer
 from tl.annotation.journal import Event
-from tl.annotation.notes import check_note
-from tl.annotation.refusals import Refused
+from tl.annotation.outputs import Writer
+from tl.annotation.page_requests import Refused, Seen, check_class_name, check_note
 from tl.annotation.review_items import ReviewItems, trust
 from tl.annotation.review_log import DECIDING, ReviewLog
 from tl.annotation.review_output import ReviewOutput
 from tl.annotation.review_table import ReviewTable, place_key
 from tl.annotation.reviewed import Change, Decision, Remark, Result, find_lost
-from tl.annotation.session import Seen
 from tl.errors import OutputError
 
 ACCEPT = "accept"
@@ -33,7 +30,6 @@ class Outcome:
 
     changed: tuple[int, ...] = ()
     conflicts: tuple[int, ...] = ()
-    events: tuple[Event, ...] = field(default=(), repr=False)
 
 
 class Review:
@@ -89,7 +85,7 @@ class Review:
     def class_names(self) -> tuple[str, ...]:
         """The classes of the data, and those that decisions have added."""
         with self._lock:
-            new = {made.label for made in self._log.decisions().values() if made.do == "relabel"}
+            new = {made.label for made in self._log.decisions().values()} - {""}
         known = self.items.evidence.class_names
         return (*known, *sorted(new - set(known)))
 
@@ -142,10 +138,10 @@ class Review:
 
     def _count_classes(self, decisions: dict[int, Decision]) -> list[dict[str, Any]]:
         counts: dict[str, int] = dict.fromkeys(self.class_names, 0)
-        for place, image in enumerate(self.items.images):
+        for place in range(len(self.items.images)):
             made = decisions.get(place)
             if made is None or not made.removes:
-                label = made.label if made is not None and made.do == "relabel" else image.label
+                label = self.items.label_after(place, made)
                 counts[label] = counts.get(label, 0) + 1
         return [{"name": name, "count": count} for name, count in counts.items()]
 
@@ -181,8 +177,7 @@ class Review:
     def _brief(self, place: int) -> dict[str, Any]:
         image, made = self.items.images[place], self._log.decision(place)
         facts = {"id": place, "name": image.name, "label": image.label, "split": image.split, "group": image.group}
-        now = made.label if made is not None and made.do == "relabel" else image.label
-        return facts | {"now": None if made is not None and made.removes else now}
+        return facts | {"now": None if made is not None and made.removes else self.items.label_after(place, made)}
 
     def _is_equal(self, one: int, other: int) -> bool:
         hashes = self.items.evidence.hashes
@@ -203,8 +198,8 @@ class Review:
         with self._lock:
             conflicts = tuple(one.id for one in seen if self._log.version(one.id) != one.version)
             asked = self._ask([one.id for one in seen if one.id not in conflicts], do, label, of)
-            events = self._append(window, asked)
-        return Outcome(tuple(place for _, places in asked for place in places), conflicts, tuple(events))
+            self._append(window, asked)
+        return Outcome(tuple(place for _, places in asked for place in places), conflicts)
 
     def _ask(self, places: Sequence[int], do: str, label: str, of: int | None) -> list[tuple[Decision, list[int]]]:
         """Return decisions and the images that each is for. Raises `Refused`."""
@@ -231,7 +226,7 @@ class Review:
         if other is None or other == place:
             raise Refused("invalid", f"{name}: has no other image that it could be a duplicate of")
         if do == "group" and self._is_equal(place, other):
-            labels = {items.label_after(one, self._log.decisions()) for one in (place, other)}
+            labels = {items.label_after(one, self._log.decision(one)) for one in (place, other)}
             if len(labels) > 1:
                 why = f"is the same file as {items.images[other].name}, with another label"
                 raise Refused("invalid", f"{name}: {why}: relabel or remove one of the two first")
@@ -251,10 +246,10 @@ class Review:
                 "them, or remove each without naming the other",
             )
 
-    def _append(self, window: str, asked: Sequence[tuple[Decision, list[int]]]) -> list[Event]:
+    def _append(self, window: str, asked: Sequence[tuple[Decision, list[int]]]) -> None:
         """Write the events of one action, all or none, and take them into account."""
         if not asked:
-            return []
+            return
         images = self.items.images
         events = self._journal.append_all(
             [
@@ -262,7 +257,7 @@ class Review:
                     do=made.do,
                     window=window,
                     images=tuple(images[place].name for place in places),
-                    label=made.label if made.do == "relabel" else None,
+                    label=made.label or None,
                     of=None if made.of is None else images[made.of].name,
                 )
                 for made, places in asked
@@ -271,7 +266,6 @@ class Review:
         for event in events:
             self._log.apply(event)
         self._changed()
-        return list(events)
 
     def write_note(self, window: str, seen: Seen, text: str) -> Outcome:
         """Keep a note on an image; an empty one removes it. Raises `Refused`, `OutputError`."""
@@ -283,7 +277,7 @@ class Review:
             event = self._journal.append(Event(do="note", window=window, images=(name,), text=text))
             self._log.apply(event)
             self._changed()
-        return Outcome((place,), events=(event,))
+        return Outcome((place,))
 
     def turn(self, window: str, do: str) -> Outcome:
         """Undo or redo the last action of a window, all of it. Raises `Refused`, `OutputError`."""
@@ -291,7 +285,7 @@ class Review:
             event = self._journal.append(Event(do=do, window=window, of=self._log.check_turn(window, do)))
             changed = self._log.apply(event)
             self._changed()
-        return Outcome(changed, events=(event,))
+        return Outcome(changed)
 
     # Files
 
@@ -319,7 +313,3 @@ class Review:
             if place in rows
         }
         return Result(self.table, in_table, remarks)
-
-    def write(self) -> None:
-        """Write the output and its changes now. Raises `OutputError`: the journal has everything."""
-        self._writer.write_now()

@@ -106,12 +106,11 @@ class ReviewItems:
             return True
         if not made or self.images[place].split != self.images[other].split:
             return False
-        return self.label_after(place, decisions) == self.label_after(other, decisions)
+        return self.label_after(place, decisions.get(place)) == self.label_after(other, decisions.get(other))
 
-    def label_after(self, place: int, decisions: Mapping[int, Decision]) -> str:
-        """The label of an image after decisions."""
-        made = decisions.get(place)
-        return made.label if made is not None and made.do == "relabel" else self.images[place].label
+    def label_after(self, place: int, made: Decision | None) -> str:
+        """The label of an image after what was decided about it."""
+        return (made and made.label) or self.images[place].label
 
     def suggestion(self, place: int) -> str | None:
         """The label that the image should perhaps have, None if there is none."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import get_args
 
 from tl.annotation.journal import Event
-from tl.annotation.refusals import Refused
+from tl.annotation.page_requests import Refused
 from tl.annotation.reviewed import Decision, Do, find_lost
 
 DECIDING: tuple[str, ...] = get_args(Do)

@@ -5,15 +5,14 @@ Knows no images.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tl import __version__
-from tl.annotation.aside import copy_aside, set_aside
 from tl.annotation.identity import has_prints, take_prints
 from tl.annotation.journal import Event, Journal, check_kind
+from tl.annotation.outputs import copy_aside, may_be_edited, modified, set_aside
 from tl.annotation.review_log import ACTING
 from tl.annotation.review_table import ReviewTable
 from tl.annotation.reviewed import ReviewedFiles
@@ -22,8 +21,6 @@ from tl.runtime.output.claim import claim_output
 from tl.runtime.output.files import check_output
 
 KIND = "review"
-# Longer than it takes until a decision is in the output.
-_SECONDS_TO_WRITE = 3.0
 
 
 class ReviewOutput:
@@ -72,15 +69,14 @@ class ReviewOutput:
         self._has_begun = True
         if self._overwrites:
             set_aside(self.files.all, self._say)
-        written_at = _modified(self.files.journal, math.inf)
+        written_at = modified(self.files.journal)
         self.journal, self.events = Journal.open(self.files.journal)
         self._exit.callback(self._remove_unused)
         self._exit.callback(self.journal.close)
         if self.journal.repaired:
             self._say(self.journal.repaired)
         self._check_journal()
-        # An output that is newer than the last decision may have been edited.
-        self._may_be_edited = _modified(self.files.output, -math.inf) > written_at + _SECONDS_TO_WRITE
+        self._may_be_edited = may_be_edited(self.files.output, written_at)
         self.journal.append(
             Event(
                 do="open",
@@ -130,11 +126,3 @@ class ReviewOutput:
     def close(self) -> None:
         """Let go of the output. A journal that was begun now, and in which nobody did anything, is removed."""
         self._exit.close()
-
-
-def _modified(path: Path, otherwise: float) -> float:
-    """When a file was changed last."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return otherwise

@@ -15,8 +15,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Literal
 
-from tl.annotation.exports import journal_path, relative_name
 from tl.annotation.groups import Grouped, group_images
+from tl.annotation.outputs import journal_path, relative_name
 from tl.annotation.review_table import ReviewTable
 from tl.data.manifests import LabeledImage
 from tl.runtime.output.files import write_text
@@ -41,8 +41,8 @@ _HEADINGS = {
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided about an image. `label`: the new one of `relabel`. `of`: place of the image that it is a
-    duplicate of, or shares a group with.
+    """What was decided about an image. `label`: the new one of `relabel`, "" otherwise. `of`: place of the image that
+    it is a duplicate of, or shares a group with.
     """
 
     do: Do
@@ -184,7 +184,7 @@ class Result:
             if decision is not None and decision.removes:
                 continue
             row = dict.fromkeys(header, "") | cells | {table.path: relative_name(image.path, folder)}
-            if decision is not None and decision.do == "relabel":
+            if decision is not None and decision.label:
                 row[table.label] = decision.label
             if place in grouped:
                 row[group] = grouped[place].group
@@ -203,7 +203,7 @@ def _change(
         image.name,
         change,
         image.label,
-        decision.label if decision is not None and decision.do == "relabel" else "",
+        "" if decision is None else decision.label,
         "" if of is None else of.name,
         remark,
         image.split if moved else "",

@@ -6,7 +6,6 @@ own. `opening` opens a session and closes it.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,35 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl.annotation import views
-from tl.annotation.class_names import spell
 from tl.annotation.estimate import MIN_RANDOM
-from tl.annotation.exports import Exports, Snapshot, Writer, take_snapshot
-from tl.annotation.feature_work import FeatureWork, OpenSource
+from tl.annotation.exports import Exports, Snapshot, take_snapshot
+from tl.annotation.features import FeatureWork, OpenSource
 from tl.annotation.journal import Event, Journal
-from tl.annotation.labels import IMPORT, LABELED, OPEN, SKIPPED, UNSURE, Labels
+from tl.annotation.labels import LABELED, OPEN, SKIPPED, UNSURE, Labels
 from tl.annotation.learning import LabelState, Learning
 from tl.annotation.model_job import MakeModel, ModelJob
 from tl.annotation.model_making import Method, make_model
-from tl.annotation.notes import check_note
+from tl.annotation.outputs import Writer
+from tl.annotation.page_requests import Refused, Seen, check_note, check_window, spell
 from tl.annotation.photos import Photos
 from tl.annotation.queue import Queue
-from tl.annotation.refusals import Refused
 from tl.annotation.selection import RANDOM_SHARE, RULE_NAME, RULE_SOURCE
+from tl.text import encodable
 
 Do = Literal["label", "clear", "unsure", "skip"]
-ClassDo = Literal["add", "rename", "remove"]
+ClassDo = Literal["add", "rename", "merge", "remove"]
 Record = dict[str, Any]
 MAX_RECORDS, MAX_IMAGES = 400, 2000
-START = "start"
-_WINDOW = re.compile(r"[A-Za-z0-9_-]{1,40}", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """An image as a window has seen it: its number and version."""
-
-    id: int
-    version: int
 
 
 @dataclass(frozen=True)
@@ -97,7 +86,7 @@ class LabelSession:
         rest = np.random.default_rng(begun.seed).permutation(np.flatnonzero(~self.reserved))
         self._queue = Queue(begun.reserve, rest, RANDOM_SHARE)
         self.work = FeatureWork(begun.photos.paths, opens, self._more_features)
-        self._scene = views.Scene(begun.photos, begun.labels, self.work, self.reserved)
+        self._sources = views.ViewSources(begun.photos, begun.labels, self.work, self.reserved)
         self._learning = Learning(count, lambda: self.work.features, begun.seed, self._label_state, self._changed)
         self._exports = Exports(begun.output, begun.photos)
         self._writer = Writer(lambda: self._exports.write(self._snapshot()), self._changed)
@@ -120,6 +109,8 @@ class LabelSession:
             self.work.close()
             self._learning.close()
         finally:
+            if self._exports.leave_out_none():
+                self._writer.wake()
             self._writer.close()
 
     def _changed(self) -> None:
@@ -170,7 +161,7 @@ class LabelSession:
 
         Images that another window has changed since are left as they are. Raises `Refused`, `OutputError`.
         """
-        self._check_window(window)
+        check_window(window)
         if not 0 < len(images) <= MAX_IMAGES:
             raise Refused("invalid", f"an action is of 1 to {MAX_IMAGES} images")
         if (label is None) == (do == "label"):
@@ -190,7 +181,7 @@ class LabelSession:
 
     def note(self, window: str, seen: Seen, text: str) -> Done:
         """Set the note of an image; "" removes it. Raises `Refused`, `OutputError`."""
-        self._check_window(window)
+        check_window(window)
         self._check_ids([seen.id])
         text = check_note(text)
         with self._lock:
@@ -201,23 +192,21 @@ class LabelSession:
 
     def undo(self, window: str) -> Done:
         """Undo the last action of a window. Raises `Refused`, `OutputError`."""
-        self._check_window(window)
+        check_window(window)
         with self._lock:
             return self._keep(Event(do="undo", window=window, of=self.labels.check_undo(window)))
 
     def redo(self, window: str) -> Done:
         """Do again what a window has undone last. Raises `Refused`, `OutputError`."""
-        self._check_window(window)
+        check_window(window)
         with self._lock:
             return self._keep(Event(do="redo", window=window, of=self.labels.check_redo(window)))
 
-    def change_class(
-        self, window: str, do: Literal["add", "rename", "remove"], name: str, new_name: str | None
-    ) -> Done:
-        """Add, rename or remove a class. Raises `Refused`, `OutputError`."""
-        self._check_window(window)
-        if (new_name is None) == (do == "rename"):
-            raise Refused("invalid", "a new name is given exactly if a class is renamed")
+    def change_class(self, window: str, do: ClassDo, name: str, new_name: str | None) -> Done:
+        """Add, rename or remove a class, or merge it into the class `new_name`. Raises `Refused`, `OutputError`."""
+        check_window(window)
+        if (new_name is None) == (do in ("rename", "merge")):
+            raise Refused("invalid", "a new name is given exactly if a class is renamed or merged")
         with self._lock:
             if do == "add":
                 return self._keep(Event(do="add_class", window=window, name=self.labels.check_name(name)))
@@ -225,13 +214,13 @@ class LabelSession:
             if do == "rename":
                 new = self.labels.check_name(new_name or "", other_than=class_id)
                 return self._keep(Event(do="rename_class", window=window, old=name, new=new))
+            if do == "merge":
+                if self.labels.class_id(new_name or "") == class_id:
+                    raise Refused("invalid", "a class cannot be merged with itself")
+                return self._keep(Event(do="merge_class", window=window, old=name, new=new_name))
             if count := int(self.labels.class_counts()[class_id]):
                 raise Refused("conflict", f"{count} images have the label '{name}': label them otherwise first")
             return self._keep(Event(do="remove_class", window=window, name=name))
-
-    def _check_window(self, window: str) -> None:
-        if not _WINDOW.fullmatch(window) or window in (IMPORT, START):
-            raise Refused("invalid", "the name of a window has 1 to 40 letters, digits, hyphens and underscores")
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if any(not 0 <= i < len(self.photos) for i in ids):
@@ -281,7 +270,7 @@ class LabelSession:
         return Done(self.revision, kept.n, self._records(changed.tolist()), self._records(conflicts))
 
     def _records(self, ids: Sequence[int]) -> list[Record]:
-        return [views.record(self._scene, self._learning.learned, i) for i in ids]
+        return [views.record(self._sources, self._learning.learned, i) for i in ids]
 
     def records(self, ids: Sequence[int]) -> list[Record]:
         """Return what a page shows of images. Raises `Refused`."""
@@ -295,9 +284,9 @@ class LabelSession:
         """Return the revision and the images of a view. Raises `Refused`."""
         if asked.view == "similar":
             self._check_ids(asked.like)
-            return self.revision, views.similar(self._scene, asked.like)
+            return self.revision, views.similar(self._sources, asked.like)
         if asked.window:
-            self._check_window(asked.window)
+            check_window(asked.window)
         self._check_ids(asked.kept)
         with self._lock:
             if asked.view == "next":
@@ -305,14 +294,14 @@ class LabelSession:
                 is_open[list(self.work.errors)] = False
                 chosen = self._learning.learned.chosen
                 return self.revision, self._queue.offer(asked.window, views.QUEUE, chosen, is_open, kept=asked.kept)
-            return self.revision, views.listed(self._scene, self._learning.learned, asked).tolist()
+            return self.revision, views.listed(self._sources, self._learning.learned, asked).tolist()
 
     def state(self, window: str = "") -> dict[str, Any]:
         """Return what the page shows of the session as a whole."""
         learned = self._learning.learned
         features = self.work.features
         with self._lock:
-            classes = views.class_rows(self._scene, learned)
+            classes = views.class_rows(self._sources, learned)
             status = np.bincount(self.labels.status, minlength=4).tolist()
             decided = self._decided()
             set_aside = int((self.labels.status[decided] > LABELED).sum())
@@ -322,9 +311,9 @@ class LabelSession:
             undo, redo = self.labels.can_undo(window), self.labels.can_redo(window)
         return {
             "revision": self.revision,
-            "folder": views.shown(str(self.photos.root)),
-            "output": views.shown(str(self.output)),
-            "output_error": views.shown(self._writer.fault) or None,
+            "folder": encodable(str(self.photos.root)),
+            "output": encodable(str(self.output)),
+            "output_error": encodable(self._writer.fault) or None,
             "num_images": len(self.photos),
             "classes": classes,
             "counts": {
@@ -338,12 +327,12 @@ class LabelSession:
                 "total": len(self.photos),
                 "images_per_s": features and features.images_per_s,
                 "eta_s": features and features.eta_s,
-                "error": views.shown(self.work.error) or None,
+                "error": encodable(self.work.error) or None,
             },
             "head": views.head_row(learned, self._learning.is_fitting),
             "estimate": views.estimate_row(learned, set_aside),
             "reserve": reserve,
-            "model": {name: views.shown(text) for name, text in asdict(self._model.state).items()},
+            "model": {name: encodable(text) for name, text in asdict(self._model.state).items()},
             "can_undo": undo,
             "can_redo": redo,
             "rule": {"name": RULE_NAME, "source_text": RULE_SOURCE, "random_share": RANDOM_SHARE},
@@ -354,11 +343,17 @@ class LabelSession:
         self._check_ids([image])
         with self._lock:
             label, names = self.labels.label.copy(), self.labels.class_names
-        return views.info(self._scene, image, label, names)
+        return views.info(self._sources, image, label, names)
 
     def make_model(self, method: Method, name: str) -> None:
         """Begin to make a model from the labels so far. Raises `Refused`, `OutputError`."""
-        self._model.start(method, name, self._writer.write_now)
+        self._model.start(method, name, self._write_for_model)
+
+    def _write_for_model(self) -> str:
+        """Write the labels of the images that are still there; returns which are left out."""
+        left_out = self._exports.leave_out_lost(self._snapshot())
+        self._writer.write_now()
+        return left_out
 
     def cancel_model(self) -> None:
         """Cancel the model in the making. Raises `Refused`."""

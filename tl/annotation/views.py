@@ -10,15 +10,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.annotation.feature_work import FeatureWork
+from tl.annotation.features import FeatureWork
 from tl.annotation.labels import LABELED, OPEN, STATUS_NAMES, Labels
 from tl.annotation.learning import Learned
+from tl.annotation.page_requests import Refused
 from tl.annotation.photos import Photos, fold
-from tl.annotation.refusals import Refused
 from tl.annotation.selection import find_similar
 from tl.errors import ImageReadError
 from tl.runtime.imaging.decode import read_size
 from tl.runtime.imaging.exif import read_facts
+from tl.text import encodable
 
 View = Literal["next", "suggested", "all", "labeled", "unsure", "skipped", "similar", "errors"]
 # Images that a window is offered at a time, and that are found to be like others.
@@ -46,8 +47,8 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What there is to show: photos, labels, features, and which images are reserved, bool (N,)."""
+class ViewSources:
+    """What views are made of: photos, labels, features, and which images are reserved, bool (N,)."""
 
     photos: Photos
     labels: Labels
@@ -55,22 +56,18 @@ class Scene:
     reserved: NDArray[np.bool_]
 
 
-def shown(text: str) -> str:
-    """Return a text with file names as JSON needs it: bytes that are not UTF-8 are replaced."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def record(scene: Scene, learned: Learned, image: int) -> dict[str, Any]:
+def record(sources: ViewSources, learned: Learned, image: int) -> dict[str, Any]:
     """Return what a page shows of an image. Images of the reserve have no suggestion before a label: blind."""
-    labels = scene.labels
+    labels = sources.labels
     status, label = int(labels.status[image]), int(labels.label[image])
     names = labels.class_names
-    is_blind = bool(scene.reserved[image]) and status != LABELED
-    top = [] if is_blind else learned.top(image)
-    error = scene.work.errors.get(image)
+    is_blind = bool(sources.reserved[image]) and status != LABELED
+    # A class may have been merged into another one since the head was fitted.
+    top = [] if is_blind else [one for one in learned.top(image) if labels.has_class(one[0])]
+    error = sources.work.errors.get(image)
     return {
         "id": image,
-        "name": shown(scene.photos.names[image]),
+        "name": encodable(sources.photos.names[image]),
         "label": names[label] if label >= 0 else None,
         "status": STATUS_NAMES[status],
         "suggestion": names[top[0][0]] if top else None,
@@ -78,21 +75,21 @@ def record(scene: Scene, learned: Learned, image: int) -> dict[str, Any]:
         "top": [[names[i], round(share, 4)] for i, share in top] or None,
         "note": labels.notes.get(image, ""),
         "version": int(labels.version[image]),
-        "error": None if error is None else shown(error),
-        "is_reserved": bool(scene.reserved[image]),
+        "error": None if error is None else encodable(error),
+        "is_reserved": bool(sources.reserved[image]),
     }
 
 
-def listed(scene: Scene, learned: Learned, asked: Asked) -> Indices:
+def listed(sources: ViewSources, learned: Learned, asked: Asked) -> Indices:
     """Return the images of a view other than `next` and `similar`. Raises `Refused` for an unknown class."""
-    labels = scene.labels
+    labels = sources.labels
     class_id = None if asked.name is None else labels.class_id(asked.name)
     if asked.view == "suggested":
-        found = _suggested(scene, learned, class_id)
+        found = _suggested(sources, learned, class_id)
     elif asked.view == "errors":
-        found = np.array(sorted(scene.work.errors), np.intp)
+        found = np.array(sorted(sources.work.errors), np.intp)
     elif asked.view == "all":
-        found = np.arange(len(scene.photos))
+        found = np.arange(len(sources.photos))
     else:
         found = np.flatnonzero(labels.status == STATUS_NAMES.index(asked.view))
         found = found[np.argsort(-labels.version[found], kind="stable")]  # the latest first
@@ -103,28 +100,28 @@ def listed(scene: Scene, learned: Learned, asked: Asked) -> Indices:
             raise Refused("invalid", f"status must be one of {', '.join(STATUS_NAMES)}")
         found = found[labels.status[found] == STATUS_NAMES.index(asked.status)]
     if text := fold(asked.search).strip():
-        names = scene.photos.folded
+        names = sources.photos.folded
         found = np.array([i for i in found.tolist() if text in names[i]], np.intp)
     return found
 
 
-def _suggested(scene: Scene, learned: Learned, class_id: int | None) -> Indices:
+def _suggested(sources: ViewSources, learned: Learned, class_id: int | None) -> Indices:
     """Open images with a suggestion, the surest first; none of the reserve."""
-    may = _may_suggest(scene, learned)
+    may = _may_suggest(sources, learned)
     found = np.flatnonzero(may if class_id is None else may & (learned.best == class_id))
     return found[np.argsort(-learned.confidence[found], kind="stable")]
 
 
-def _may_suggest(scene: Scene, learned: Learned) -> NDArray[np.bool_]:
-    return np.asarray((scene.labels.status == OPEN) & ~scene.reserved & (learned.best >= 0))
+def _may_suggest(sources: ViewSources, learned: Learned) -> NDArray[np.bool_]:
+    return np.asarray((sources.labels.status == OPEN) & ~sources.reserved & (learned.best >= 0))
 
 
-def class_rows(scene: Scene, learned: Learned) -> list[dict[str, Any]]:
+def class_rows(sources: ViewSources, learned: Learned) -> list[dict[str, Any]]:
     """Return the classes with their counts of labeled and of suggested images."""
-    counts = scene.labels.class_counts()
-    found = learned.best[_may_suggest(scene, learned)]
+    counts = sources.labels.class_counts()
+    found = learned.best[_may_suggest(sources, learned)]
     suggested = np.bincount(found, minlength=len(counts))
-    rows = scene.labels.classes
+    rows = sources.labels.classes
     return [{"name": c.name, "key": c.key, "count": int(counts[i]), "suggested": int(suggested[i])} for i, c in rows]
 
 
@@ -147,17 +144,17 @@ def estimate_row(learned: Learned, set_aside: int) -> dict[str, float] | None:
     return row | {"set_aside": set_aside}
 
 
-def similar(scene: Scene, like: Sequence[int]) -> list[int]:
+def similar(sources: ViewSources, like: Sequence[int]) -> list[int]:
     """Return open images like some others, most similar first; none of the reserve. Raises `Refused`."""
     if not 0 < len(like) <= _MAX_LIKE:
         raise Refused("invalid", f"give 1 to {_MAX_LIKE} images")
-    may = (scene.labels.status == OPEN) & ~scene.reserved
+    may = (sources.labels.status == OPEN) & ~sources.reserved
     may[list(like)] = False
-    return [int(i) for i in _nearest(scene, like, may)[:SIMILAR]]
+    return [int(i) for i in _nearest(sources, like, may)[:SIMILAR]]
 
 
-def _nearest(scene: Scene, like: Sequence[int], may: NDArray[np.bool_]) -> Indices:
-    features = scene.work.features
+def _nearest(sources: ViewSources, like: Sequence[int], may: NDArray[np.bool_]) -> Indices:
+    features = sources.work.features
     if features is None:
         return np.zeros(0, np.intp)
     ready = features.is_ready.copy()
@@ -168,35 +165,41 @@ def _nearest(scene: Scene, like: Sequence[int], may: NDArray[np.bool_]) -> Indic
     return np.asarray(find_similar(features.matrix, known, candidates), np.intp)
 
 
-def info(scene: Scene, image: int, label: NDArray[np.int32], names: Sequence[str]) -> dict[str, Any]:
+def info(sources: ViewSources, image: int, label: NDArray[np.int32], names: Sequence[str]) -> dict[str, Any]:
     """Return what a close look at an image shows. `label`, `names`: as in `Labels`, which may change meanwhile.
 
     An image of the reserve has no neighbors before it has a label: they would tell it.
     """
-    name = scene.photos.names[image]
-    found: dict[str, Any] = {"id": image, "name": shown(name), "format": os.path.splitext(name)[1].lstrip(".").upper()}
+    name = sources.photos.names[image]
+    found: dict[str, Any] = {
+        "id": image,
+        "name": encodable(name),
+        "format": os.path.splitext(name)[1].lstrip(".").upper(),
+    }
     try:
-        path = scene.photos.locate(image)
+        path = sources.photos.locate(image)
         found["bytes"] = os.stat(path).st_size
         height, width = read_size(path)
         facts = read_facts(path)
     except OSError as error:
         return found | {"error": error.strerror or str(error), "neighbors": []}
     except ImageReadError as error:
-        return found | {"error": shown(error.reason), "neighbors": []}
+        return found | {"error": encodable(error.reason), "neighbors": []}
     camera = " ".join(part for part in (facts.make, facts.model) if part)
     taken = None if facts.captured is None else facts.captured.isoformat()
     found |= {"width": width, "height": height, "taken": taken, "camera": camera or None, "error": None}
-    return found | {"neighbors": _neighbors(scene, image, label, names)}
+    return found | {"neighbors": _neighbors(sources, image, label, names)}
 
 
-def _neighbors(scene: Scene, image: int, label: NDArray[np.int32], names: Sequence[str]) -> list[dict[str, Any]]:
-    features = scene.work.features
-    if features is None or (scene.reserved[image] and label[image] < 0):
+def _neighbors(
+    sources: ViewSources, image: int, label: NDArray[np.int32], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    features = sources.work.features
+    if features is None or (sources.reserved[image] and label[image] < 0):
         return []
     may = label >= 0
     may[image] = False
-    near = _nearest(scene, [image], may)[:_NEIGHBORS]
+    near = _nearest(sources, [image], may)[:_NEIGHBORS]
     rows = features.matrix[near]
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(features.matrix[image])
     likeness = (rows @ features.matrix[image]) / np.maximum(lengths, 1e-12)

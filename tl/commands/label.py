@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from tl.annotation.features import FeatureSource
+    from tl.annotation.feature_sources import FeatureSource
     from tl.annotation.opening import SessionPlan
 
 _PAGE = "Page"
@@ -179,7 +179,7 @@ def _plan(request: LabelRequest) -> SessionPlan:
 
 def _source(request: LabelRequest) -> Callable[[], FeatureSource]:
     """Return what opens the network. A model file is open now; a backbone opens later, as torch loads slowly."""
-    from tl.annotation.features import open_source
+    from tl.annotation.feature_sources import open_source
 
     flags, page = request.session, request.page
     if flags.model is not None:

@@ -19,6 +19,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tl.serving.metrics import Metrics
@@ -168,6 +169,21 @@ async def _answer(handler: Handler, request: Request) -> Response:
 def internal_error() -> Response:
     """Return the answer to a request that a fault of this program ended, without its details."""
     return error_response(500, "internal error: the server's log says more")
+
+
+def http_error(request: Request, error: Exception, place: str, advice: str = "") -> Response:
+    """Return the answer to a request that ended in an `HTTPException`. `place`: what the path is called in it."""
+    if not isinstance(error, HTTPException):
+        raise error
+    status, reason = error.status_code, error.detail
+    if status == 404 and reason == "Not Found":
+        reason = f"there is nothing at {place}{advice}"
+        # The page's folder, which is mounted at /, has no such file; a route may have the path for another method.
+        if any(route.matches(request.scope)[0] is Match.PARTIAL for route in request.app.routes):
+            status = 405
+    if status == 405:
+        reason = f"{request.method} is not answered at {place}"
+    return error_response(status, reason, dict(error.headers or {}))
 
 
 def error_response(status: int, reason: str, headers: dict[str, str] | None = None) -> Response:

@@ -11,11 +11,11 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from tl import __version__
-from tl.serving.access import Access, Gate, error_response, internal_error, json_response
+from tl.serving.access import Access, Gate, http_error, internal_error, json_response
 from tl.serving.inference_protocol import described_names, infer, model_metadata, server_metadata
 from tl.serving.metrics import CONTENT_TYPE
 from tl.serving.models import ServedModel
@@ -134,17 +134,7 @@ async def _openapi(server: Server, request: Request) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    status, reason = error.status_code, error.detail
-    if status == 404 and reason == "Not Found":
-        reason = f"there is nothing at {request.url.path[:200]}: /openapi.json lists what this server answers"
-        # The page's folder, which is mounted at /, has no such file; a route may have the path for another method.
-        if any(route.matches(request.scope)[0] is Match.PARTIAL for route in request.app.routes):
-            status = 405
-    if status == 405:
-        reason = f"{request.method} is not answered at {request.url.path[:200]}"
-    return error_response(status, reason, dict(error.headers or {}))
+    return http_error(request, error, request.url.path[:200], ": /openapi.json lists what this server answers")
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:

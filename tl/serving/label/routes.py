@@ -12,7 +12,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tl.annotation.model_making import Method
-from tl.annotation.session import ClassDo, Do, Done, LabelSession, Seen
+from tl.annotation.page_requests import Seen
+from tl.annotation.session import ClassDo, Do, Done, LabelSession
 from tl.annotation.views import Asked, View
 from tl.serving.access import json_response
 from tl.serving.local.access import LocalAccess

@@ -12,14 +12,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tl.annotation.refusals import Kind, Refused
+from tl.annotation.page_requests import Kind, Refused
 from tl.errors import OutputError, TlError
-from tl.serving.access import error_response, internal_error, json_response
+from tl.serving.access import error_response, http_error, internal_error, json_response
 from tl.serving.local.access import LocalAccess, LocalGate
 from tl.serving.static import mount_page
+from tl.text import encodable
 
 Answer = TypeVar("Answer")
 _STATUS: dict[Kind, int] = {"invalid": 400, "unknown": 404, "conflict": 409}
@@ -118,17 +119,7 @@ class _Stream(StreamingResponse):
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    status, reason = error.status_code, error.detail
-    if status == 404 and reason == "Not Found":
-        reason = "there is nothing at this address"
-        # The page's folder, which is mounted at /, has no such file; a route may have the path for another method.
-        if any(route.matches(request.scope)[0] is Match.PARTIAL for route in request.app.routes):
-            status = 405
-    if status == 405:
-        reason = f"{request.method} is not answered at this address"
-    return error_response(status, reason, dict(error.headers or {}))
+    return http_error(request, error, "this address")
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -139,14 +130,9 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _expected_error(request: Request, error: Exception) -> Response:
     """An error of the machine: a full disk is 507, anything else 422."""
-    return error_response(507 if isinstance(error, OutputError) else 422, shown_text(str(error)))
+    return error_response(507 if isinstance(error, OutputError) else 422, encodable(str(error)))
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
     """A fault of this program: its details are in the terminal, which has the traceback, not in the answer."""
     return internal_error()
-
-
-def shown_text(text: str) -> str:
-    """Return a text that may contain a file name, with what is not UTF-8 in it replaced, as JSON needs it."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -14,8 +14,9 @@ from starlette.routing import Route
 from tl.errors import ImageReadError
 from tl.serving.access import error_response
 from tl.serving.limits import CONNECTION, Connection
-from tl.serving.local.app import get, shown_text
+from tl.serving.local.app import get
 from tl.serving.local.thumbnails import THUMB_PX, VIEW_PX, Thumbnails
+from tl.text import encodable
 
 _NUMBER = re.compile(r"(0|[1-9][0-9]{0,8})", re.ASCII)
 # The number of an image names another photo when the command is started anew, so that a browser must ask each time
@@ -50,7 +51,7 @@ async def _answer(request: Request, thumbnails: Thumbnails, count: int, longest:
     try:
         small = await asyncio.wrap_future(future)
     except ImageReadError as error:
-        return error_response(422, shown_text(error.reason))
+        return error_response(422, encodable(error.reason))
     except asyncio.CancelledError:
         return error_response(503, "this image is not needed any more, or the server stops")
     headers = {"etag": f'"{small.tag}"', "cache-control": _CACHE_CONTROL}

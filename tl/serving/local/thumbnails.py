@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -26,6 +25,7 @@ from tl.errors import ImageReadError
 from tl.runtime.devices import usable_cores
 from tl.runtime.imaging.decode import decode_scaled
 from tl.runtime.imaging.preprocessing import Preprocessing, build_preprocessing
+from tl.serving.local.jpeg_cache import JpegCache
 
 THUMB_PX, VIEW_PX = 320, 2048
 _QUALITY = {THUMB_PX: 82, VIEW_PX: 90}
@@ -64,14 +64,15 @@ class Thumbnails:
         fills: bool = True,
     ) -> None:
         self._locate, self._rules = locate, rules
-        self._folder = folder or cache_folder() / "thumbnails"
+        self._kept = JpegCache(folder or cache_folder() / "thumbnails")
         self._views = _Recent(_VIEW_BYTES)
         self._asked: deque[tuple[int, int, Future[Small]]] = deque()
         self._rest: Iterator[int] = iter(range(count if fills else 0))
         self._wake = threading.Condition()
         self._is_filling = self._is_closed = False
         number = threads or max(2, min(4, usable_cores()))
-        self._threads = [threading.Thread(target=self._work, name="thumbnails", daemon=True) for _ in range(number)]
+        tasks = [self._kept.trim, *[self._work] * number]
+        self._threads = [threading.Thread(target=task, name="thumbnails", daemon=True) for task in tasks]
         for thread in self._threads:
             thread.start()
 
@@ -132,16 +133,12 @@ class Thumbnails:
         """Return a thumbnail from the cache, or make it and keep it. Not `is_needed`: only look that it is there."""
         path = self._locate(index)
         tag = _tag(path, THUMB_PX, self._rules)
-        kept = self._folder / tag[:2] / f"{tag}.jpg"
-        if not is_needed and kept.exists():
+        if not is_needed and tag in self._kept:
             return Small(b"", tag)
-        with suppress(OSError):
-            content = kept.read_bytes()
-            if content.startswith(b"\xff\xd8") and content.endswith(b"\xff\xd9"):  # else cut off when power failed
-                return Small(content, tag)
-        content = make_jpeg(path, THUMB_PX, self._rules)
-        with suppress(OSError):  # without room for the cache, it is made again each time
-            _keep(kept, content)
+        content = self._kept.get(tag)
+        if content is None:
+            content = make_jpeg(path, THUMB_PX, self._rules)
+            self._kept.put(tag, content)
         return Small(content, tag)
 
     def _view(self, index: int) -> Small:
@@ -211,13 +208,3 @@ def _tag(path: str, longest: int, rules: Preprocessing) -> str:
         raise ImageReadError(path, error.strerror or str(error)) from error
     facts = (os.path.abspath(path), found.st_size, found.st_mtime_ns, longest, _VERSION, rules.decode_key)
     return hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _keep(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

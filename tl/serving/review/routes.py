@@ -13,22 +13,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from tl.annotation.page_requests import Seen, check_window
 from tl.annotation.review import Outcome, Review
 from tl.annotation.reviewed import CHANGE_COLUMNS
-from tl.annotation.session import Seen
 from tl.errors import ImageReadError
 from tl.serving.access import json_response
 from tl.serving.local.access import LocalAccess
-from tl.serving.local.app import RevisionStream, build_local_app, get, in_thread, post, shown_text
+from tl.serving.local.app import RevisionStream, build_local_app, get, in_thread, post
 from tl.serving.local.bodies import read_body, read_query
 from tl.serving.local.images import image_routes, parse_id
 from tl.serving.local.thumbnails import Thumbnails
 from tl.serving.static import PAGES
+from tl.text import encodable
 
 _FOLDERS = (PAGES / "review", PAGES / "images")
 # Of one request for records, and of one decision, which one undo takes back.
 _MAX_IDS, _MAX_DECIDED = 400, 5000
-_MAX_WINDOW = 64
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class ReviewApi:
 
     async def _state(self, request: Request) -> Response:
         asked = read_query(request, _State)
-        state = await in_thread(self._review.state, _window(asked.window))
+        state = await in_thread(self._review.state, asked.window)
         return json_response(_shown(state | {"commands": self._commands}))
 
     async def _list(self, request: Request) -> Response:
@@ -123,13 +123,13 @@ class ReviewApi:
         if asked.of is not None:
             self._check_ids([asked.of])
         label = asked.label or ""
-        return await self._act(self._review.decide, _window(asked.window), asked.images, asked.do, label, asked.of)
+        return await self._act(self._review.decide, check_window(asked.window), asked.images, asked.do, label, asked.of)
 
     async def _note(self, request: Request) -> Response:
         asked = await read_body(request, _Note)
         self._check_ids([asked.id])
         seen = Seen(asked.id, asked.version)
-        return await self._act(self._review.write_note, _window(asked.window), seen, asked.text)
+        return await self._act(self._review.write_note, check_window(asked.window), seen, asked.text)
 
     async def _undo(self, request: Request) -> Response:
         return await self._turn(request, "undo")
@@ -139,7 +139,7 @@ class ReviewApi:
 
     async def _turn(self, request: Request, do: str) -> Response:
         asked = await read_body(request, _Turn)
-        return await self._act(self._review.turn, _window(asked.window), do)
+        return await self._act(self._review.turn, check_window(asked.window), do)
 
     async def _act(self, act: Callable[..., Outcome], *args: Any) -> Response:
         outcome = await in_thread(act, *args)
@@ -159,16 +159,10 @@ class ReviewApi:
         return ids
 
 
-def _window(name: str) -> str:
-    if len(name) > _MAX_WINDOW or not name.isascii() or not name.isprintable():
-        raise HTTPException(400, f"a window's name has at most {_MAX_WINDOW} letters")
-    return name
-
-
 def _shown(value: Any) -> Any:
     """A value of JSON whose texts may be names that are not UTF-8."""
     if isinstance(value, str):
-        return shown_text(value)
+        return encodable(value)
     if isinstance(value, Mapping):
         return {key: _shown(one) for key, one in value.items()}
     return [_shown(one) for one in value] if isinstance(value, list | tuple) else value

@@ -53,6 +53,7 @@ class LabelPage {
     this.classes = new Classes(this.tones, {
       label: (name) => this.label(name), add: (name) => this.#changeClass({ do: "add", name }, `Class ${name} added.`),
       rename: (name, renamed) => this.#changeClass({ do: "rename", name, new_name: renamed }, `Class ${name} is now ${renamed}.`),
+      merge: (name, into, images) => this.#changeClass({ do: "merge", name, new_name: into }, `${images} of ${name} labeled ${into}.`),
       remove: (name) => this.#changeClass({ do: "remove", name }, `Class ${name} removed.`),
       show: (label) => this.views.open("labeled", { label }), leave: () => this.grid.focus(), count: () => this.targets().length,
     });
@@ -149,7 +150,7 @@ class LabelPage {
   async #changeClass(body, said) {
     try {
       this.#answered(await this.api.post("api/classes", body));
-      this.live.say(said);
+      this.live.say(said, body.do === "merge" ? { action: ["Undo", () => this.actions.undo(), "U"] } : {});
       this.records.expire();
       const { view, label } = this.views.current;
       if (body.do !== "add" && label === body.name) this.views.open(view, { label: body.new_name ?? null });
@@ -181,7 +182,9 @@ class LabelPage {
       const before = this.state;
       await this.#readState();
       this.records.expire();
+      const { view, label } = this.views.current;
       if (before === null) this.#begin();
+      else if (label && !this.classes.names.includes(label)) await this.views.open(view); // renamed or merged in another window
       else await this.views.follow();
       this.grid.draw();
     } catch (error) {

@@ -4,12 +4,15 @@ import { byId, el, plural } from "./dom.js";
 import { matchClasses } from "./lists.js";
 import { redraw } from "./describe.js";
 
+/** A name without regard to case and spelling, as the server compares names. */
+const spelled = (name) => name.normalize("NFKC").split(/\s+/).filter(Boolean).join(" ").toLowerCase();
+
 export class Classes {
   #isLabeling = false; // opened by a key from the grid: Enter labels
   #options = [];
   #active = 0;
 
-  /** `act`: {label(name), add(name), rename(name, new), remove(name), show(name), leave(), count() of images that a label goes to}. */
+  /** `act`: {label(name), add(name), rename(name, new), merge(name, into, images), remove(name), show(name), leave(), count() of images that a label goes to}. */
   constructor(tones, act) {
     Object.assign(this, { tones, act, classes: [] });
     this.box = byId("class-box");
@@ -109,7 +112,7 @@ export class Classes {
     event.stopPropagation();
   }
 
-  /** The dialog to rename or remove a class. */
+  /** The dialog to rename, merge or remove a class. */
   edit(name) {
     const { count } = this.classes.find((one) => one.name === name);
     this.edited = name;
@@ -118,8 +121,31 @@ export class Classes {
     byId("class-remove").disabled = count > 0;
     byId("class-count").textContent = count > 0 ? `${plural(count, "image")} labeled. A class with labels cannot be removed: label its images otherwise first.` :
       "No image is labeled with it.";
+    this.#askToMerge(null);
     byId("class-dialog").showModal();
     byId("class-name").select();
+  }
+
+  /** Rename the class. The name of another class is asked about first: their images become one class. */
+  #rename(name) {
+    const other = this.names.find((one) => one !== this.edited && spelled(one) === spelled(name)) ?? null;
+    if (other !== null && other !== this.into) return this.#askToMerge(other);
+    byId("class-dialog").close();
+    if (other !== null) this.act.merge(this.edited, other, this.#images());
+    else if (name !== "" && name !== this.edited) this.act.rename(this.edited, name);
+  }
+
+  #images() {
+    return plural(this.classes.find(({ name }) => name === this.edited)?.count ?? 0, "image");
+  }
+
+  /** `into`: the class whose name was given, null to ask nothing. */
+  #askToMerge(into) {
+    this.into = into;
+    byId("class-merge").hidden = into === null;
+    byId("class-merge").textContent = into === null ? "" :
+      `There is a class ${into} already. Merging labels ${this.#images()} of ${this.edited} as ${into}, and removes ${this.edited}. U undoes.`;
+    byId("class-rename").textContent = into === null ? "Rename" : `Merge ${this.#images()}`;
   }
 
   #listen() {
@@ -130,10 +156,10 @@ export class Classes {
     box.addEventListener("focus", () => this.#suggest());
     byId("class-form").addEventListener("submit", (event) => {
       event.preventDefault();
-      dialog.close();
-      const name = byId("class-name").value.trim();
-      if (name !== "" && name !== this.edited) this.act.rename(this.edited, name);
+      this.#rename(byId("class-name").value.trim());
     });
+    byId("class-form").addEventListener("keydown", (event) => event.key === "Enter" && event.repeat && event.preventDefault());
+    byId("class-name").addEventListener("input", () => this.#askToMerge(null));
     byId("class-remove").addEventListener("click", () => (dialog.close(), this.act.remove(this.edited)));
     byId("class-show").addEventListener("click", () => (dialog.close(), this.act.show(this.edited)));
     for (const one of dialog.querySelectorAll(".close")) one.addEventListener("click", () => dialog.close());

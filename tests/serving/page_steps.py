@@ -1,0 +1,36 @@
+"""Steps of drive_images.mjs, by which tests use a page as a person does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Step = dict[str, Any]
+
+
+def press(*keys: str) -> Step:
+    return {"do": "press", "keys": keys}
+
+
+def click(selector: str) -> Step:
+    return {"do": "click", "selector": selector}
+
+
+def visible(selector: str) -> Step:
+    return {"do": "visible", "selector": selector}
+
+
+def until(selector: str, text: str) -> Step:
+    """Wait until the text of an element contains another; gives the whole text."""
+    return {"do": "until", "selector": selector, "text": text}
+
+
+def evaluate(code: str) -> Step:
+    return {"do": "evaluate", "code": code}
+
+
+def focus(selector: str) -> Step:
+    return evaluate(f"document.querySelector({selector!r}).focus()")
+
+
+def pause(milliseconds: int) -> Step:
+    return {"do": "pause", "milliseconds": milliseconds}
