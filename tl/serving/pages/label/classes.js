@@ -119,7 +119,7 @@ export class Classes {
     byId("class-title").textContent = `Class ${name}`;
     byId("class-name").value = name;
     byId("class-remove").disabled = count > 0;
-    byId("class-count").textContent = count > 0 ? `${plural(count, "image")} labeled. A class with labels cannot be removed: label its images otherwise first.` :
+    byId("class-count").textContent = count > 0 ? `${plural(count, "image")} labeled. To merge the class with another, give it the name of that one.` :
       "No image is labeled with it.";
     this.#askToMerge(null);
     byId("class-dialog").showModal();
