@@ -194,6 +194,7 @@ def present_names(words: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Entry point of the `tl` command."""
+    _spin_briefly()
     logging.getLogger("tifffile").addHandler(logging.NullHandler())  # a damaged file is an error row, not a log entry
     sys.argv[1:] = present_names(sys.argv[1:])
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -224,6 +225,17 @@ def main() -> None:
             f"tl: a file cannot be written ({reason}): free space on the disk, or set TMPDIR to a folder that has some"
         )
         sys.exit(EXIT_FAULT)
+
+
+def _spin_briefly() -> None:
+    """Let a thread of torch that waits for others sleep soon, unless the user has decided.
+
+    libgomp lets it spin for milliseconds. Where other programs use the cores too, that takes the time of the threads
+    it waits for: training was less than half as fast (benchmarks/RESULTS.md, "On a busy machine"). It reads this
+    variable when torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def _disk_fault(error: BaseException | None) -> str | None:

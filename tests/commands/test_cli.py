@@ -68,6 +68,18 @@ def test_help__is_quick_and_loads_nothing_heavy() -> None:
     assert min(seconds) / min(least) < 8, (seconds, least)  # about 3.5
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_main__threads_that_wait_spin_briefly(own: dict[str, str], expected: str) -> None:
+    code = "import os, sys; sys.argv = ['tl', '--version']\nfrom tl.cli import main\n"
+    code += "try: main()\nfinally: print(os.environ.get('GOMP_SPINCOUNT'))"
+    bare = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env=bare | own, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == expected
+
+
 def test_unknown_option__exit_2(run_tl: RunTl) -> None:
     assert run_tl("predict", "x", "--modle", "a.onnx").code == 2
 
