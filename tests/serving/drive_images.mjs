@@ -13,18 +13,44 @@ const browser = await chromium.launch({ executablePath: job.chromium, args });
 const context = await browser.newContext({
   viewport: { width: job.width ?? 1280, height: job.height ?? 900 }, colorScheme: job.scheme ?? "light", reducedMotion: job.motion ?? "no-preference",
 });
+// A slow server: each request and each answer is late by a random time of up to `lag` ms.
+const late = () => new Promise((resolve) => setTimeout(resolve, Math.random() * job.lag));
+if (job.lag) await context.route(/\/api\/(?!events)/, async (route) => {
+  try {
+    await late();
+    const response = await route.fetch();
+    await late();
+    await route.fulfill({ response });
+  } catch {
+    await route.abort("connectionrefused").catch(() => {}); // the server or the window is gone
+  }
+});
 const requests = [], errors = [], windows = [], started = [];
+const waiting = new Set(); // requests of the API without an answer yet
 let page;
 
 async function open(url) {
   page = await context.newPage();
   page.setDefaultTimeout(30_000);
-  page.on("request", (request) => requests.push(request.url()));
+  page.on("request", (request) => {
+    requests.push(request.url());
+    if (/\/api\/(?!events)/.test(request.url())) waiting.add(request);
+  });
+  for (const end of ["requestfinished", "requestfailed"]) page.on(end, (request) => waiting.delete(request));
   page.on("pageerror", (error) => errors.push(String(error)));
   page.on("console", (message) => message.type() === "error" && errors.push(message.text()));
   page.on("dialog", (dialog) => (errors.push(`dialog: ${dialog.message()}`), dialog.dismiss()));
   await page.goto(url);
   windows.push(page);
+}
+
+/** Wait until all that was done is saved, and all that follows at once is shown. */
+async function settle() {
+  const ends = Date.now() + 60_000;
+  for (let calm = 0; calm < 4; calm = waiting.size === 0 ? calm + 1 : 0) {
+    if (Date.now() > ends) throw new Error(`no answer: ${[...waiting].map((one) => one.url())}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
 }
 
 const doings = {
@@ -63,6 +89,7 @@ const doings = {
   attributes: ({ selector, name }) => page.$$eval(selector, (found, name) => found.map((one) => one.getAttribute(name)), name),
   html: ({ selector }) => page.innerHTML(selector),
   evaluate: ({ code }) => page.evaluate(code),
+  settle,
   pause: ({ milliseconds }) => page.waitForTimeout(milliseconds),
   // Lets no requests of a window through that match a pattern, or lets them again.
   block: ({ pattern }) => page.route(pattern, (route) => route.abort()),
@@ -112,6 +139,7 @@ try {
   await open(job.url);
   await page.waitForSelector(job.ready ?? "#views button");
   for (const step of job.steps) outputs.push((await doings[(now = step).do](step)) ?? null);
+  if (now?.do !== "leave") await doings[(now = { do: "settle" }).do](); // or the end of the browser would cut it off
 } catch (error) {
   errors.push(`${error} at ${JSON.stringify(now)} (message: ${await page?.textContent(".toast").catch(() => "")})`);
 }

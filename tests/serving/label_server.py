@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from tests.serving.page_steps import Step, focus
+from tests.serving.page_steps import Step, click, focus, until
 from tests.serving.web_driver import Driven, drive
 from tl.annotation.feature_sources import open_source
 from tl.annotation.model_job import MakeModel
@@ -31,6 +31,11 @@ KEYS = {"red": "1", "green": "2", "blue": "3"}
 FOCUS_GRID = focus("#grid")
 MESSAGE = ".toast-text"
 NAMED = ".tile.active:not([title=''])"  # the image with the focus, when its record is there
+
+
+def show(view: str) -> list[Step]:
+    """Open a view, and wait until it is what is shown: until then, keys and tiles are those of the view before."""
+    return [click(f"#view-{view}"), until("#view-title", view.capitalize())]
 
 
 @dataclass

@@ -7,6 +7,11 @@ from typing import Any
 Step = dict[str, Any]
 
 
+def keep(name: str, step: Step) -> Step:
+    """The same step, whose output is `Driven.named[name]`."""
+    return {**step, "as": name}
+
+
 def press(*keys: str) -> Step:
     return {"do": "press", "keys": keys}
 
@@ -30,6 +35,11 @@ def evaluate(code: str) -> Step:
 
 def focus(selector: str) -> Step:
     return evaluate(f"document.querySelector({selector!r}).focus()")
+
+
+def settle() -> Step:
+    """Wait until all that was done is saved, and shown. Each test ends with it."""
+    return {"do": "settle"}
 
 
 def pause(milliseconds: int) -> Step:

@@ -231,6 +231,62 @@ def test_records__assumptions_wait_for_their_answers(tmp_path: Path) -> None:
     assert found["seen"] == [["bee", 0], ["bee", 1], ["bee", 2], ["bee", 2], ["bee", 2]]
 
 
+def test_records__an_answer_from_before_a_change_is_asked_again(tmp_path: Path) -> None:
+    code = """
+    import { Records } from "@/images/records.js";
+    const run = async () => {
+      const pause = () => new Promise((resolve) => setTimeout(resolve, 40));
+      const asked = [], answers = ["old", "new", "newest"];
+      let release = null;
+      const fetch = (ids) => new Promise((resolve) => {
+        const suggestion = answers[asked.push(ids) - 1];
+        release = () => resolve({ records: ids.map((id) => ({ id, version: 0, suggestion })) });
+      });
+      const records = new Records(fetch, () => {}), seen = [];
+      records.want([7]);
+      await pause();
+      records.expire();
+      for (let n = 0; n < 2; n++) {
+        release();
+        await pause();
+        seen.push(records.get(7).suggestion);
+        records.want([7]);
+        await pause();
+      }
+      return { seen, count: asked.length };
+    };
+    """
+    assert run_node(code, None, tmp_path) == {"seen": ["old", "new"], "count": 2}
+
+
+def test_latest__an_answer_is_of_the_call_or_later(tmp_path: Path) -> None:
+    """Three ask while a request is under way: they share the next one. An error ends only what waited for it."""
+    code = """
+    import { Latest } from "@/images/latest.js";
+    const run = async () => {
+      const pause = () => new Promise((resolve) => setTimeout(resolve, 10)), taken = [];
+      let now = 0, asked = 0, running = 0, most = 0;
+      const latest = new Latest(async () => {
+        const found = now, number = ++asked;
+        most = Math.max(most, ++running);
+        await pause();
+        running--;
+        if (number === 3) throw new Error("refused");
+        return found;
+      }, (found) => taken.push(found));
+      const first = latest.now();
+      now = 1;
+      await Promise.all([latest.now(), latest.now(), latest.now()]);
+      await first;
+      now = 2;
+      const results = await Promise.allSettled([latest.now(), latest.now()]);
+      return { taken, asked, most, results: results.map(({ status }) => status) };
+    };
+    """
+    found = run_node(code, None, tmp_path)
+    assert found == {"taken": [0, 1, 2], "asked": 4, "most": 1, "results": ["rejected", "fulfilled"]}
+
+
 LISTS = """
 import { bySuggestion, extendRanked, matchClasses, putBack, refillQueue } from "@/label/lists.js";
 const run = () => {

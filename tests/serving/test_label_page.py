@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 
 from tests.models import solid
-from tests.serving.page_steps import press, until
+from tests.serving.page_steps import click, evaluate, keep, pause, press, settle, until, visible
 from tests.serving.web_driver import drive
 
 pytest.importorskip("tl.serving.app", reason="needs the packages of the extra serve", exc_type=ImportError)
 pytest.importorskip("httpx", reason="needs httpx")
 
 from tests.annotation.photos import color_of, link_photos, make_photos
-from tests.serving.label_server import FOCUS_GRID, KEYS, MESSAGE, NAMED, labeling, look
+from tests.serving.label_server import FOCUS_GRID, KEYS, MESSAGE, NAMED, labeling, look, show
 from tl.annotation.opening import SessionPlan
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def test_page__labels_by_keys_alone(npm: Path, model: Path, tmp_path: Path) -> N
     """Typed names of classes, keys, undo and redo, a note, a selection; all of it is in labels.csv."""
     plan = SessionPlan(make_photos(tmp_path / "photos", 60), tmp_path / "labels.csv", [])
     steps = [
-        {"do": "text", "selector": "#class-hint"},
+        keep("hint", {"do": "text", "selector": "#class-hint"}),
         {"do": "type", "text": "red"},
         press("Enter"),
         until("#class-list", "red"),
@@ -41,14 +41,14 @@ def test_page__labels_by_keys_alone(npm: Path, model: Path, tmp_path: Path) -> N
         press("Escape"),
         press("/"),
         {"do": "type", "text": "bl"},
-        {"do": "texts", "selector": "#class-options li"},
+        keep("options", {"do": "texts", "selector": "#class-options li"}),
         press("Escape"),
-        {"do": "attribute", "selector": ".tile.active", "name": "title"},
+        keep("first", {"do": "attribute", "selector": ".tile.active", "name": "title"}),
         press("1"),
         until(MESSAGE, "labeled red"),
         press("u"),
         until(MESSAGE, "Undone"),
-        {"do": "attribute", "selector": ".tile.active", "name": "title"},
+        keep("undone", {"do": "attribute", "selector": ".tile.active", "name": "title"}),
         press("Control+Shift+Z"),
         until(MESSAGE, "Done again"),
         press("u"),
@@ -61,7 +61,7 @@ def test_page__labels_by_keys_alone(npm: Path, model: Path, tmp_path: Path) -> N
         {"do": "type", "text": "antennae hidden, <b>sharp</b>"},
         press("Control+Enter"),
         until(MESSAGE, "Note saved"),
-        {"do": "text", "selector": ".noted"},
+        keep("note", {"do": "text", "selector": ".noted"}),
         press("/"),
         {"do": "type", "text": "blue"},
         press("Enter"),
@@ -74,10 +74,10 @@ def test_page__labels_by_keys_alone(npm: Path, model: Path, tmp_path: Path) -> N
         driven = look(page, npm, tmp_path, steps)
         assert driven.errors == []
         counts = page.get("/api/state")["counts"]
-    assert "Type a class name" in driven.outputs[0]
-    assert driven.outputs[10] == ["+Label 1 image bl, a new class", "+Add the class bl"]
-    assert driven.outputs[12] == driven.outputs[17], "an undone image is back, with the focus"
-    assert driven.outputs[30] == "Note: antennae hidden, <b>sharp</b>"
+    assert "Type a class name" in driven.named["hint"]
+    assert driven.named["options"] == ["+Label 1 image bl, a new class", "+Add the class bl"]
+    assert driven.named["first"] == driven.named["undone"], "an undone image is back, with the focus"
+    assert driven.named["note"] == "Note: antennae hidden, <b>sharp</b>"
     assert counts == {"labeled": 3, "unsure": 1, "skipped": 1, "failed": 0}
     rows = list(csv.DictReader(StringIO((tmp_path / "labels.csv").read_text(encoding="utf-8"))))
     assert sorted(row["label"] for row in rows) == ["blue", "green", "green"]
@@ -88,36 +88,37 @@ def test_page__confirms_suggestions(plan: SessionPlan, model: Path, npm: Path, t
     """Labels by name until there are suggestions, then C confirms all in view; reserved images show no suggestion."""
     steps = [
         {"do": "decide", "count": 30, "keys": KEYS},
-        {"do": "visible", "selector": ".tile.suggested"},
-        {"do": "click", "selector": "#view-suggested"},
-        {"do": "visible", "selector": "#confirm"},
-        {"do": "visible", "selector": "#grid:not(:has(.tile:not([title]), .tile[title='']))"},  # all records are there
-        {"do": "text", "selector": "#view-title"},
-        {"do": "attributes", "selector": ".tile", "name": "title"},
-        {"do": "text", "selector": "#confirm"},
+        visible(".tile.suggested"),
+        *show("suggested"),
+        visible("#confirm"),
+        visible("#grid:not(:has(.tile:not([title]), .tile[title='']))"),  # all records are there
+        keep("title", {"do": "text", "selector": "#view-title"}),
+        keep("names", {"do": "attributes", "selector": ".tile", "name": "title"}),
+        keep("button", {"do": "text", "selector": "#confirm"}),
         FOCUS_GRID,
         press("c"),
         until(MESSAGE, "images labeled"),
-        {"do": "pause", "milliseconds": 1500},
-        {"do": "text", "selector": MESSAGE},
-        {"do": "click", "selector": "#view-all"},
-        {"do": "visible", "selector": ".tile.labeled"},
-        {"do": "attributes", "selector": ".tile:not(.labeled)", "name": "aria-label"},
+        settle(),
+        pause(1500),
+        keep("message", {"do": "text", "selector": MESSAGE}),
+        *show("all"),
+        visible(".tile.labeled"),
+        keep("open", {"do": "attributes", "selector": ".tile:not(.labeled)", "name": "aria-label"}),
     ]
     with labeling(plan, model) as page:
         driven = look(page, npm, tmp_path, steps)
         assert driven.errors == []
         records = page.records(*range(120))
         page.wait(lambda state: state["head"] and not state["head"]["is_fitting"])
-    suggested = driven.outputs[5].removeprefix("Suggested as ")
-    assert {color_of(name) for name in driven.outputs[6]} == {suggested}
-    count = int(driven.outputs[7].split()[1])
-    assert driven.outputs[12] == f"{count} images labeled {suggested}."
+    suggested = driven.named["title"].removeprefix("Suggested as ")
+    assert {color_of(name) for name in driven.named["names"]} == {suggested}
+    count = int(driven.named["button"].split()[1])
+    assert driven.named["message"] == f"{count} images labeled {suggested}."
     labeled = [one for one in records if one["label"] is not None]
     assert len(labeled) == 30 + count
     assert all(color_of(one["name"]) == one["label"] for one in labeled)
     blind = {one["name"] for one in records if one["is_reserved"] and one["label"] is None}
-    shown = {label.split(",")[0]: label for label in driven.outputs[15]}
+    shown = {label.split(",")[0]: label for label in driven.named["open"]}
     assert blind & set(shown)
     assert all("suggestion" not in shown[name] for name in blind & set(shown))
 
@@ -152,30 +153,31 @@ def test_page__finds_more_like_one_and_zooms(plan: SessionPlan, model: Path, npm
     steps = [
         until("#features-text", "120 of 120"),
         FOCUS_GRID,
-        {"do": "attribute", "selector": ".tile.active", "name": "title"},
+        keep("one", {"do": "attribute", "selector": ".tile.active", "name": "title"}),
         press("f"),
         until("#view-title", "Similar"),
-        {"do": "visible", "selector": NAMED},
-        {"do": "attributes", "selector": ".tile", "name": "title"},
+        visible(NAMED),
+        keep("similar", {"do": "attributes", "selector": ".tile", "name": "title"}),
         press("Escape"),
         until("#view-title", "Next"),
         press("z"),
         until("#zoom-name", ".png"),
         until(".zoom-facts .facts", "PNG"),
         press("+", "+"),
-        {"do": "evaluate", "code": "document.querySelector('.stage').classList.contains('can-pan')"},
+        keep("can pan", evaluate("document.querySelector('.stage').classList.contains('can-pan')")),
         press("0", "1"),
         until(MESSAGE, "labeled red"),
         press("Escape"),
-        {"do": "evaluate", "code": "document.activeElement.id"},
+        settle(),
+        keep("focused", evaluate("document.activeElement.id")),
     ]
     with labeling(plan, model) as page:
         driven = look(page, npm, tmp_path, steps)
         assert driven.errors == []
         assert page.get("/api/state")["counts"]["labeled"] == 1
-    assert {color_of(name) for name in driven.outputs[6][:10]} == {color_of(driven.outputs[2])}
-    assert driven.outputs[13] is True
-    assert driven.outputs[17] == "grid"
+    assert {color_of(name) for name in driven.named["similar"][:10]} == {color_of(driven.named["one"])}
+    assert driven.named["can pan"] is True
+    assert driven.named["focused"] == "grid"
 
 
 def test_page__follows_other_windows_and_shows_conflicts(
@@ -184,53 +186,55 @@ def test_page__follows_other_windows_and_shows_conflicts(
     """Two windows on the view All. What one does, the other shows; unless it did not hear, then that is a conflict."""
     with labeling(plan, model) as page:
         steps = [
-            {"do": "click", "selector": "#view-all"},
-            {"do": "visible", "selector": "#image-1"},
+            *show("all"),
+            visible("#image-1"),
             {"do": "window", "url": page.access.url},
-            {"do": "click", "selector": "#view-all"},
-            {"do": "visible", "selector": "#image-1"},
+            *show("all"),
+            visible("#image-1"),
             press("2"),
             until(MESSAGE, "labeled green"),
             {"do": "switch", "number": 0},
-            {"do": "visible", "selector": "#image-0.labeled"},
-            {"do": "attribute", "selector": "#image-0", "name": "aria-label"},
+            visible("#image-0.labeled"),
+            keep("first", {"do": "attribute", "selector": "#image-0", "name": "aria-label"}),
+            settle(),
             {"do": "block", "pattern": "**/api/records"},
             {"do": "switch", "number": 1},
             press("3"),
             until(MESSAGE, "labeled blue"),
+            settle(),
             {"do": "switch", "number": 0},
             FOCUS_GRID,
             press("ArrowRight", "1"),
             until(MESSAGE, "another window"),
-            {"do": "text", "selector": MESSAGE},
-            {"do": "attribute", "selector": "#image-1", "name": "aria-label"},
+            keep("message", {"do": "text", "selector": MESSAGE}),
+            keep("second", {"do": "attribute", "selector": "#image-1", "name": "aria-label"}),
         ]
         driven = look(page, npm, tmp_path, steps)
         labels = [one["label"] for one in page.records(0, 1)]
     assert [error for error in driven.errors if "ERR_FAILED" not in error] == []
-    assert "labeled green" in driven.outputs[9]
-    assert driven.outputs[18] == "1 image was changed in another window meanwhile; look again."
-    assert "labeled blue" in driven.outputs[19]
+    assert "labeled green" in driven.named["first"]
+    assert driven.named["message"] == "1 image was changed in another window meanwhile; look again."
+    assert "labeled blue" in driven.named["second"]
     assert labels == ["green", "blue"]
 
 
 def test_page__takes_back_what_the_server_refuses(plan: SessionPlan, model: Path, npm: Path, tmp_path: Path) -> None:
     steps = [
-        {"do": "attribute", "selector": ".tile.active", "name": "title"},
+        keep("before", {"do": "attribute", "selector": ".tile.active", "name": "title"}),
         FOCUS_GRID,
         press("/"),
         {"do": "evaluate", "code": "document.getElementById('class-box').removeAttribute('maxlength')"},
         {"do": "type", "text": "x" * 300},
         press("Enter"),
         until(MESSAGE, "Not saved"),
-        {"do": "texts", "selector": "#grid .tile.labeled"},
-        {"do": "attributes", "selector": ".tile", "name": "title"},
+        keep("labeled", {"do": "texts", "selector": "#grid .tile.labeled"}),
+        keep("names", {"do": "attributes", "selector": ".tile", "name": "title"}),
     ]
     with labeling(plan, model) as page:
         driven = look(page, npm, tmp_path, steps)
     assert [error for error in driven.errors if "400" not in error] == []
-    assert driven.outputs[7] == []
-    assert driven.outputs[8][0] == driven.outputs[0], "the image is back in its place"
+    assert driven.named["labeled"] == []
+    assert driven.named["names"][0] == driven.named["before"], "the image is back in its place"
 
 
 def test_page__goes_on_when_the_server_is_back(npm: Path, model: Path, tmp_path: Path) -> None:
@@ -250,10 +254,11 @@ def test_page__goes_on_when_the_server_is_back(npm: Path, model: Path, tmp_path:
         press("1"),
         until(MESSAGE, "nothing can be saved now"),
         {"do": "spawn", "command": [*command, "--port", str(told["port"])]},
-        {"do": "visible", "selector": ".tile"},
+        visible(".tile"),
         {"do": "switch", "number": 0},
         until(MESSAGE, "this page was loaded again"),  # numbers of images may mean others
-        {"do": "evaluate", "code": "document.querySelector('.banner').hidden"},
+        keep("no banner", evaluate("document.querySelector('.banner').hidden")),
+        visible(NAMED),
         FOCUS_GRID,
         press("2"),
         until("#about", "2 of 40"),
@@ -266,7 +271,7 @@ def test_page__goes_on_when_the_server_is_back(npm: Path, model: Path, tmp_path:
         process.stdout.close()
     refused = ("ERR_CONNECTION", "ERR_CONTENT_LENGTH", "ERR_INCOMPLETE_CHUNKED", "401", "409", "ERR_EMPTY_RESPONSE")
     assert [error for error in driven.errors if not any(part in error for part in refused)] == []
-    assert driven.outputs[10] is True
+    assert driven.named["no banner"] is True
 
 
 def test_page__shows_markup_in_names_as_text(model: Path, npm: Path, tmp_path: Path) -> None:
@@ -278,28 +283,28 @@ def test_page__shows_markup_in_names_as_text(model: Path, npm: Path, tmp_path: P
         {"do": "type", "text": name},
         press("Enter"),
         until("#class-list", name),
-        {"do": "click", "selector": "#view-all"},
-        {"do": "visible", "selector": ".tile"},
+        *show("all"),
+        visible(".tile"),
         {
             "do": "evaluate",
             "code": "[...document.querySelectorAll('.tile')].find((one) => one.title.startsWith('<')).click()",
         },
         until("#focused-name", "<img"),
-        {"do": "text", "selector": "#focused-name"},
+        keep("name", {"do": "text", "selector": "#focused-name"}),
         FOCUS_GRID,
         press("1"),
-        {"do": "visible", "selector": ".tile.labeled"},
-        {"do": "text", "selector": ".tile.labeled .strip"},
-        {"do": "evaluate", "code": "document.querySelectorAll('[onerror], body script, b').length"},
-        {"do": "click", "selector": "#view-errors"},
+        visible(".tile.labeled"),
+        keep("label", {"do": "text", "selector": ".tile.labeled .strip"}),
+        keep("elements", evaluate("document.querySelectorAll('[onerror], body script, b').length")),
+        *show("errors"),
         until(".tile.failed", " "),
     ]
     with labeling(SessionPlan(photos, tmp_path / "labels.csv", []), model) as page:
         driven = look(page, npm, tmp_path, steps)
     assert [error for error in driven.errors if "422" not in error] == []
-    assert driven.outputs[7] == MARKUP
-    assert driven.outputs[11].strip() == name
-    assert driven.outputs[12] == 0
+    assert driven.named["name"] == MARKUP
+    assert driven.named["label"].strip() == name
+    assert driven.named["elements"] == 0
 
 
 def test_page__scrolls_20000_images(model: Path, npm: Path, tmp_path: Path) -> None:
@@ -308,43 +313,43 @@ def test_page__scrolls_20000_images(model: Path, npm: Path, tmp_path: Path) -> N
     count = f"[document.querySelectorAll('.tile').length, {place}]"
     middle = "document.getElementById('grid').scrollTop = document.getElementById('grid').scrollHeight / 2"
     steps = [
-        {"do": "click", "selector": "#view-all"},
-        {"do": "visible", "selector": ".tile.loaded"},
+        *show("all"),
+        visible(".tile.loaded"),
         FOCUS_GRID,
         press("End"),
-        {"do": "visible", "selector": "#image-19999.loaded"},
-        {"do": "evaluate", "code": count},
-        {"do": "evaluate", "code": middle},
-        {"do": "pause", "milliseconds": 300},
-        {"do": "visible", "selector": ".tile.loaded"},
-        {"do": "evaluate", "code": count},
-        {"do": "evaluate", "code": "document.getElementById('grid').scrollTop"},
-        {"do": "click", "selector": "#view-labeled"},
-        {"do": "visible", "selector": "#empty h3"},
-        {"do": "click", "selector": "#view-all"},
-        {"do": "visible", "selector": ".tile.loaded"},
-        {"do": "evaluate", "code": "document.getElementById('grid').scrollTop"},
+        visible("#image-19999.loaded"),
+        keep("end", evaluate(count)),
+        evaluate(middle),
+        pause(300),
+        visible(".tile.loaded"),
+        keep("middle", evaluate(count)),
+        keep("top", evaluate("document.getElementById('grid').scrollTop")),
+        *show("labeled"),
+        visible("#empty h3"),
+        *show("all"),
+        visible(".tile.loaded"),
+        keep("top again", evaluate("document.getElementById('grid').scrollTop")),
     ]
     with labeling(SessionPlan(photos, tmp_path / "labels.csv", ["red"]), model) as page:
         driven = look(page, npm, tmp_path, steps)
     assert driven.errors == []
-    assert driven.outputs[5][1] == 20_000
-    assert driven.outputs[5][0] < 100
-    assert driven.outputs[9][0] < 100
-    assert driven.outputs[10] == driven.outputs[15] > 0, "a view keeps its place"
+    assert driven.named["end"][1] == 20_000
+    assert driven.named["end"][0] < 100
+    assert driven.named["middle"][0] < 100
+    assert driven.named["top again"] == driven.named["top"] > 0, "a view keeps its place"
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 820), ("dark", 390)])
 def test_page__is_accessible(
     scheme: str, width: int, plan: SessionPlan, model: Path, npm: Path, tmp_path: Path
 ) -> None:
-    still = {"do": "pause", "milliseconds": 400}
+    still = pause(400)
     axe = {"do": "axe"}
     steps = [
         axe,
         FOCUS_GRID,
         {"do": "decide", "count": 15, "keys": KEYS},
-        {"do": "visible", "selector": ".tile.suggested"},
+        visible(".tile.suggested"),
         press(" ", "Shift+ArrowRight", "n"),
         still,
         axe,
@@ -354,18 +359,18 @@ def test_page__is_accessible(
         until(".zoom-facts", "PNG"),
         axe,
         press("Escape"),
-        {"do": "click", "selector": "#view-suggested"},
-        {"do": "visible", "selector": "#confirm"},
+        *show("suggested"),
+        visible("#confirm"),
         still,
         axe,
-        {"do": "click", "selector": "#view-labeled"},
-        {"do": "visible", "selector": ".tile.labeled"},
+        *show("labeled"),
+        visible(".tile.labeled"),
         still,
         axe,
-        {"do": "click", "selector": "#view-skipped"},
-        {"do": "visible", "selector": "#empty h3"},
+        *show("skipped"),
+        visible("#empty h3"),
         axe,
-        {"do": "click", "selector": "#make-model"},
+        click("#make-model"),
         axe,
         press("Escape", "/"),
         {"do": "type", "text": "r"},

@@ -7,23 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.page_steps import Step, evaluate, focus, pause, press, until
+from tests.serving.page_steps import Step, click, evaluate, focus, keep, pause, press, settle, until, visible
 from tests.serving.web_driver import drive
 
 pytest.importorskip("tl.serving.app", reason="needs the packages of the extra serve", exc_type=ImportError)
 pytest.importorskip("httpx", reason="needs httpx")
 
 from tests.annotation.photos import make_photos
-from tests.serving.label_server import FOCUS_GRID, KEYS, MESSAGE, NAMED, labeling, look
+from tests.serving.label_server import FOCUS_GRID, KEYS, MESSAGE, NAMED, labeling, look, show
 from tl.annotation.opening import SessionPlan
 from tl.serving.local.run import write_link_page
 
 pytestmark = pytest.mark.slow
-FOCUSED = {"do": "evaluate", "code": "document.activeElement.id || document.activeElement.tagName"}
+FOCUSED = evaluate("document.activeElement.id || document.activeElement.tagName")
 
 
 def test_page__a_held_key_acts_once(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:
-    place = {"do": "attribute", "selector": ".tile.active", "name": "aria-posinset"}
     steps = [
         FOCUS_GRID,
         {"do": "hold", "key": "1", "times": 8},
@@ -31,14 +30,14 @@ def test_page__a_held_key_acts_once(plan: SessionPlan, npm: Path, tmp_path: Path
         {"do": "hold", "key": "x", "times": 8},
         until(MESSAGE, "not sure"),
         {"do": "hold", "key": "ArrowRight", "times": 4},
-        place,
+        keep("place", {"do": "attribute", "selector": ".tile.active", "name": "aria-posinset"}),
     ]
     with labeling(plan) as page:
         driven = look(page, npm, tmp_path, steps)
         counts = page.get("/api/state")["counts"]
     assert driven.errors == []
     assert (counts["labeled"], counts["unsure"]) == (1, 1)
-    assert driven.outputs[6] == "5", "arrows go on as long as they are held"
+    assert driven.named["place"] == "5", "arrows go on as long as they are held"
 
 
 def test_page__asks_before_labels_are_lost(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:
@@ -47,7 +46,7 @@ def test_page__asks_before_labels_are_lost(plan: SessionPlan, npm: Path, tmp_pat
         FOCUS_GRID,
         press("1"),
         until("#about", "1 of 120"),
-        evaluate("document.querySelector('.banner').hidden"),
+        keep("no banner", evaluate("document.querySelector('.banner').hidden")),
         {"do": "stall", "pattern": "**/api/label"},
         press("1", "2"),
         until(".banner", "2 actions not saved yet"),
@@ -55,52 +54,58 @@ def test_page__asks_before_labels_are_lost(plan: SessionPlan, npm: Path, tmp_pat
     ]
     with labeling(plan) as page:
         driven = look(page, npm, tmp_path, steps)
-    assert driven.outputs[3] is True
+    assert driven.named["no banner"] is True
     assert len(driven.errors) == 1
     assert driven.errors[0].startswith("dialog:")
 
 
 def test_page__merges_two_classes_after_asking(plan: SessionPlan, model: Path, npm: Path, tmp_path: Path) -> None:
     names = "[...document.querySelectorAll('#class-list .name')].map((one) => one.textContent).join()"
-    edit = {"do": "click", "selector": "[aria-label='Edit the class green']"}
+    edit = click("[aria-label='Edit the class green']")
     with labeling(plan, model) as page:
         page.label([0, 1, 2], "green", window="other")
         page.label([3], "red", window="other")
         steps = [
             {"do": "window", "url": page.access.url},
-            {"do": "click", "selector": "#view-labeled"},
-            {"do": "visible", "selector": "#groups button"},
-            {"do": "evaluate", "code": "[...document.querySelectorAll('#groups button')].find((one) => "
-             "one.textContent.includes('green')).click()"},
+            *show("labeled"),
+            visible("#groups button"),
+            evaluate("[...document.querySelectorAll('#groups button')].find(({ textContent }) => "
+                     "textContent.includes('green')).click()"),
             until("#view-title", "green"),
             {"do": "switch", "number": 0},
             edit,
             {"do": "type", "text": " RED"},
             press("Enter"),
-            {"do": "text", "selector": "#class-merge"},
-            {"do": "text", "selector": "#class-rename"},
-            {"do": "axe"},
-            {"do": "evaluate", "code": names},
+            keep("question", {"do": "text", "selector": "#class-merge"}),
+            keep("button", {"do": "text", "selector": "#class-rename"}),
+            keep("axe", {"do": "axe"}),
+            keep("before", evaluate(names)),
             press("Enter"),
             until(MESSAGE, "3 images of green labeled red."),
-            {"do": "evaluate", "code": names},
+            keep("after", evaluate(names)),
             {"do": "switch", "number": 1},
-            {"do": "visible", "selector": "#image-3.labeled"},  # the class that was shown is none any more
-            {"do": "evaluate", "code": names},
+            visible("#image-3.labeled"),  # the class that was shown is none any more
+            keep("other window", evaluate(names)),
             {"do": "switch", "number": 0},
             FOCUS_GRID,
             press("u"),
             until(MESSAGE, "Undone: 3 images"),
             until("#class-list", "green"),
-            {"do": "evaluate", "code": names},
+            keep("undone", evaluate(names)),
         ]  # fmt: skip
         driven = look(page, npm, tmp_path, steps)
         labels = [one["label"] for one in page.records(0, 1, 2, 3)]
     assert driven.errors == []
     asked = "There is a class red already. Merging labels 3 images of green as red, and removes green. U undoes."
-    assert driven.outputs[9:13] == [asked, "Merge 3 images", [], "red,green,blue"]
-    assert driven.outputs[15] == driven.outputs[18] == "red,blue"
-    assert driven.outputs[24] == "red,green,blue"
+    assert driven.named == {
+        "question": asked,
+        "button": "Merge 3 images",
+        "axe": [],
+        "before": "red,green,blue",
+        "after": "red,blue",
+        "other window": "red,blue",
+        "undone": "red,green,blue",
+    }
     assert labels == ["green"] * 3 + ["red"]
 
 
@@ -113,27 +118,33 @@ def test_page__closes_without_a_question_when_all_is_saved(plan: SessionPlan, np
 def test_page__a_copied_window_has_a_name_of_its_own(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:
     """So that undo in one does not take back what the other did; a window that is loaded anew keeps its name."""
     name = evaluate("sessionStorage.getItem('tl-window')")
-    ready: Step = {"do": "visible", "selector": NAMED}
-    steps = [name, {"do": "reload"}, ready, name, {"do": "copy"}, ready, name, press("1"), until("#about", "1 of 120")]
+    ready = visible(NAMED)
+    steps: list[Step] = [keep("first", name), {"do": "reload"}, ready, keep("again", name), {"do": "copy"}, ready]
+    steps += [keep("copied", name), press("1"), until("#about", "1 of 120")]
     steps += [{"do": "switch", "number": 0}, until("#about", "1 of 120"), FOCUS_GRID, press("u"), until(MESSAGE, ".")]
     with labeling(plan) as page:
         driven = look(page, npm, tmp_path, steps)
         assert page.get("/api/state")["counts"]["labeled"] == 1
-    first, again, copied = (driven.outputs[n] for n in (0, 3, 6))
-    assert first == again != copied
+    assert driven.named["first"] == driven.named["again"] != driven.named["copied"]
 
 
 def test_page__is_heard_in_the_large_view(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:
     """All outside an open dialog is unheard, so that what is said must be in it."""
     heard = "[...document.querySelectorAll('dialog[open] [role=status]')].map((one) => one.textContent).join('')"
-    steps = [FOCUS_GRID, press("z"), until("#zoom-name", ".png"), press("1"), pause(300), evaluate(heard)]
-    steps += [press("Escape"), pause(100), press("x"), pause(300)]
-    steps += [evaluate("document.querySelector('body > [role=status]').textContent")]
+    steps = [
+        FOCUS_GRID,
+        press("z"),
+        until("#zoom-name", ".png"),
+        press("1"),
+        pause(300),
+        keep("in it", evaluate(heard)),
+    ]
+    steps += [press("Escape"), visible("body:not(:has(dialog[open]))"), press("x")]
+    steps += [until("body > [role=status]", "not sure. U undoes.")]
     with labeling(plan) as page:
         driven = look(page, npm, tmp_path, steps)
     assert driven.errors == []
-    assert "labeled red. U undoes." in driven.outputs[5]
-    assert "not sure. U undoes." in driven.outputs[-1]
+    assert "labeled red. U undoes." in driven.named["in it"]
 
 
 def test_page__never_loses_the_focus(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:
@@ -144,29 +155,29 @@ def test_page__never_loses_the_focus(plan: SessionPlan, npm: Path, tmp_path: Pat
         focus("#undo"),
         press("Enter"),
         until(MESSAGE, "Undone"),
-        pause(300),
-        FOCUSED,
+        settle(),
+        keep("undo", FOCUSED),
         focus("#view-unsure"),
         press("Enter"),
-        {"do": "visible", "selector": "#empty h3"},
-        FOCUSED,
+        visible("#empty h3"),
+        keep("empty", FOCUSED),
         focus("#empty button"),
         press("Enter"),
         until("#view-title", "Next"),
-        pause(300),
-        FOCUSED,
+        settle(),
+        keep("next", FOCUSED),
         press("f"),
-        pause(300),
+        until("#view-title", "Similar"),
         focus("#view-similar"),
         press("Escape"),
         until("#view-title", "Next"),
-        pause(300),
-        FOCUSED,
+        settle(),
+        keep("back", FOCUSED),
     ]
     with labeling(plan) as page:
         driven = look(page, npm, tmp_path, steps)
     assert driven.errors == []
-    assert [driven.outputs[n] for n in (7, 11, 16, 23)] == ["grid", "view-unsure", "grid", "grid"]
+    assert driven.named == {"undo": "grid", "empty": "view-unsure", "next": "grid", "back": "grid"}
 
 
 def test_page__small_windows(npm: Path, tmp_path: Path) -> None:
@@ -187,22 +198,22 @@ def test_page__small_windows(npm: Path, tmp_path: Path) -> None:
       return height > 0 && top >= 0 && bottom <= innerHeight && document.getElementById('grid').clientHeight >= 150;
     })()"""
     steps = [
-        evaluate(inside),
+        keep("inside", evaluate(inside)),
         {"do": "size", "width": 390, "height": 844},
         evaluate("document.getElementById('view-skipped').click()"),
         until("#view-title", "Skipped"),
         pause(200),
-        evaluate(seen),
+        keep("seen", evaluate(seen)),
         evaluate("document.getElementById('view-next').click()"),
         until("#view-title", "Next"),
         {"do": "size", "width": 640, "height": 400},
         pause(200),
-        evaluate(reached),
+        keep("reached", evaluate(reached)),
     ]
     with labeling(plan) as page:
         driven = look(page, npm, tmp_path, steps)
     assert driven.errors == []
-    assert [driven.outputs[n] for n in (0, 5, 10)] == [True, True, True]
+    assert driven.named == {"inside": True, "seen": True, "reached": True}
 
 
 WATCH = """(() => {
@@ -230,20 +241,21 @@ def test_page__nothing_in_view_moves_while_one_labels(
         FOCUS_GRID,
         evaluate(WATCH),
         {"do": "decide", "count": 60, "keys": KEYS},
+        settle(),
         pause(1500),
-        evaluate("window.shown"),
-        FOCUSED,
-        evaluate("document.querySelector('.tile.active') !== null"),
+        keep("shown", evaluate("window.shown")),
+        keep("focused", FOCUSED),
+        keep("active", evaluate("document.querySelector('.tile.active') !== null")),
     ]
     with labeling(plan, model) as page:
         driven = look(page, npm, tmp_path, steps)
     assert driven.errors == []
-    shown = driven.outputs[4]
+    shown = driven.named["shown"]
     assert len(shown) > 40
     for before, after in pairwise(shown):
         kept = [image for image in before if image in after]
         assert after[: len(kept)] == kept, (before, after)
-    assert driven.outputs[5:] == ["grid", True]
+    assert (driven.named["focused"], driven.named["active"]) == ("grid", True)
 
 
 def test_link_page__opens_the_page(plan: SessionPlan, npm: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.annotation.test_reviewed import rows_of
-from tests.serving.page_steps import Step, press, visible
+from tests.serving.page_steps import Step, click, keep, press, visible
 from tests.serving.review_server import look, serving, stop
 from tl.data.manifests import read_images
 
@@ -24,21 +24,19 @@ CURRENT = "#list .card.current h3"  # cards that leave are not in the list
 
 def texts(selector: str, name: str) -> Step:
     """Remember the texts of elements as `name`."""
-    return {"do": "texts", "selector": selector, "as": name}
+    return keep(name, {"do": "texts", "selector": selector})
 
 
 def open_kind(kind: str) -> list[Step]:
-    return [
-        {"do": "click", "selector": f'#kinds [data-kind="problems {kind}"]'},
-        visible("#list .card.current .actions"),
-    ]
+    button = f'#kinds [data-kind="problems {kind}"]'
+    return [click(button), visible(f"{button}[aria-current=true]"), visible("#list .card.current .actions")]
 
 
 def named(npm: Path, link: str, steps: Sequence[Step], tmp_path: Path, ready: str = "#overview h2") -> dict[str, Any]:
     """Do the steps without an error of the page; returns the outputs of those that have a name."""
     driven = look(npm, link, steps, tmp_path, ready=ready)
     assert driven.errors == []
-    return {step["as"]: output for step, output in zip(steps, driven.outputs, strict=True) if "as" in step}
+    return driven.named
 
 
 def test_page__from_wrong_labels_to_a_model_by_keyboard(npm: Path, data: Path, tmp_path: Path) -> None:
@@ -63,6 +61,7 @@ def test_page__from_wrong_labels_to_a_model_by_keyboard(npm: Path, data: Path, t
         {"do": "fill", "selector": "#class-box", "value": "moth"},
         press("Enter"),
         visible("#empty h3"),
+        visible('.toast:has-text("labeled moth")'),
         press("c"),
         visible(".diff"),
         texts(".diff del", "old"),
@@ -102,7 +101,7 @@ def test_page__duplicates_and_selections(npm: Path, data: Path, tmp_path: Path) 
     output = tmp_path / "reviewed.csv"
     steps = [
         *open_kind("duplicate"),
-        {"do": "click", "selector": '.card:has(.role:text("The same file")) .card-head'},
+        click('.card:has(.role:text("The same file")) .card-head'),
         texts(CURRENT, "shown"),
         texts("#list .card.current figure:nth-child(2) .file", "twin"),
         texts("#list .card.current .reasons li:last-child", "reason"),
@@ -115,7 +114,7 @@ def test_page__duplicates_and_selections(npm: Path, data: Path, tmp_path: Path) 
         press("k"),
         visible('.toast:has-text("kept")'),
         visible("#empty h3"),
-        {"do": "click", "selector": "#show-decided"},
+        click("#show-decided"),
         visible("#list .card.current .decision"),
         texts(".decision", "decisions"),
     ]
@@ -177,7 +176,7 @@ def test_page__goes_on_after_kill(npm: Path, data: Path, tmp_path: Path) -> None
     with open(tmp_path / "reviewed.journal.jsonl", "ab") as journal:
         journal.write(b'{"n":9,"at":"20')  # as if it was killed while it wrote
     second = [
-        {"do": "click", "selector": "#show-decided"},
+        click("#show-decided"),
         visible("#list .card .decision"),
         texts("#list .card h3", "names"),
         texts(".note", "notes"),

@@ -6,46 +6,45 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.page_steps import Step, evaluate, pause, press, until
+from tests.serving.page_steps import Step, evaluate, keep, pause, press, settle, until, visible
 from tests.serving.review_server import look, serving
 
 pytest.importorskip("tl.serving.local.app", reason="needs the packages of the extra serve", exc_type=ImportError)
 pytestmark = pytest.mark.slow
 FOCUSED = "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
-CARD: Step = {"do": "visible", "selector": "#list .card.current .actions"}
+CARD = visible("#list .card.current .actions")
 
 
-def choose(kind: str) -> Step:
-    return evaluate(f"document.querySelector('#kinds [data-kind=\"problems {kind}\"]').click()")
+def choose(kind: str) -> list[Step]:
+    """Choose a kind of problems without a pointer, and wait until its cards are shown."""
+    button = f'#kinds [data-kind="problems {kind}"]'
+    return [evaluate(f"document.querySelector({button!r}).click()"), visible(f"{button}[aria-current=true]"), CARD]
 
 
 def test_page__shows_what_was_asked_last(npm: Path, data: Path, tmp_path: Path) -> None:
     """An answer that comes late, of the list asked before, is not shown below another title."""
     steps = [
-        choose("label"),
-        CARD,
+        *choose("label"),
         {"do": "delay", "pattern": "**/api/list?*status=decided*", "milliseconds": 700},
         evaluate("document.getElementById('show-decided').click()"),
-        choose("label"),
+        *choose("label"),
         pause(1500),
-        evaluate("document.querySelectorAll('#list .card').length"),
-        {"do": "attribute", "selector": "#show-open", "name": "aria-pressed"},
+        keep("cards", evaluate("document.querySelectorAll('#list .card').length")),
+        keep("open", {"do": "attribute", "selector": "#show-open", "name": "aria-pressed"}),
         evaluate("document.getElementById('show-decided').click()"),
-        {"do": "visible", "selector": "#empty h3"},
-        {"do": "attribute", "selector": "#show-decided", "name": "aria-pressed"},
+        visible("#empty h3"),
+        keep("decided", {"do": "attribute", "selector": "#show-decided", "name": "aria-pressed"}),
     ]
     with serving(data, tmp_path / "reviewed.csv", "--kinds", "label,duplicate") as (_, link):
         driven = look(npm, link, steps, tmp_path)
     assert driven.errors == []
-    assert driven.outputs[6] > 0
-    assert (driven.outputs[7], driven.outputs[10]) == ("true", "true")
+    assert driven.named["cards"] > 0
+    assert (driven.named["open"], driven.named["decided"]) == ("true", "true")
 
 
 def test_page__a_held_key_and_the_focus(npm: Path, data: Path, tmp_path: Path) -> None:
-    heard = "[...document.querySelectorAll('dialog[open] [role=status]')].map((one) => one.textContent).join('')"
     steps = [
-        choose("label"),
-        CARD,
+        *choose("label"),
         {"do": "hold", "key": "k", "times": 6},
         until(".toast-text", "1 image kept"),
         pause(300),
@@ -53,25 +52,23 @@ def test_page__a_held_key_and_the_focus(npm: Path, data: Path, tmp_path: Path) -
         evaluate("document.getElementById('undo').focus()"),
         press("Enter"),
         until("#count", "0 of"),
-        pause(500),
-        evaluate(FOCUSED),
+        settle(),
+        keep("after undo", evaluate(FOCUSED)),
         press("z", "k"),
-        pause(500),
-        evaluate(heard),
+        until("dialog[open] [role=status]", "U undoes"),
         press("Escape", "c"),
-        {"do": "visible", "selector": ".diff"},
-        evaluate(FOCUSED),
+        visible(".diff"),
+        keep("of changes", evaluate(FOCUSED)),
         evaluate("document.querySelector('.diff button').click()"),
-        {"do": "visible", "selector": "dialog.zoom[open] .facts"},
-        {"do": "text", "selector": ".zoom-facts"},
+        visible("dialog.zoom[open] .facts"),
+        keep("facts", {"do": "text", "selector": ".zoom-facts"}),
     ]
     with serving(data, tmp_path / "reviewed.csv", "--kinds", "label,duplicate") as (_, link):
         driven = look(npm, link, steps, tmp_path)
     assert driven.errors == []
-    assert "card" in driven.outputs[10]
-    assert "U undoes" in driven.outputs[13]
-    assert driven.outputs[16] == "changes"
-    assert "keys that decide" not in driven.outputs[19], "there are none among the changes"
+    assert "card" in driven.named["after undo"]
+    assert driven.named["of changes"] == "changes"
+    assert "keys that decide" not in driven.named["facts"], "there are none among the changes"
 
 
 def test_page__follows_another_window_without_losing_the_focus(npm: Path, data: Path, tmp_path: Path) -> None:
@@ -83,27 +80,25 @@ def test_page__follows_another_window_without_losing_the_focus(npm: Path, data: 
         steps = [
             evaluate("document.getElementById('start').focus()"),
             {"do": "window", "url": link.partition("?")[0]},
-            {"do": "visible", "selector": "#overview h2"},
-            choose("label"),
-            CARD,
+            visible("#overview h2"),
+            *choose("label"),
             press("k"),
             until("#count", "1 of"),
             {"do": "switch", "number": 0},
             until("#count", "1 of"),
-            pause(300),
-            evaluate(FOCUSED),
+            settle(),
+            keep("focused", evaluate(FOCUSED)),
             {"do": "size", "width": 390, "height": 844},
-            choose("duplicate"),
-            CARD,
+            *choose("duplicate"),
             pause(200),
-            evaluate(seen),
+            keep("seen", evaluate(seen)),
             {"do": "size", "width": 640, "height": 400},
             pause(200),
-            evaluate("document.getElementById('scroll').clientHeight"),
+            keep("height", evaluate("document.getElementById('scroll').clientHeight")),
         ]
         driven = look(npm, link, steps, tmp_path)
     assert driven.errors == []
-    assert driven.outputs[10] == "start"
-    left, right, width = driven.outputs[15]
+    assert driven.named["focused"] == "start"
+    left, right, width = driven.named["seen"]
     assert -1 <= left < right <= width + 1
-    assert driven.outputs[18] > 180
+    assert driven.named["height"] > 180

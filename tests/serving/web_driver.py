@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -62,9 +63,10 @@ def install_npm(base: Path) -> Path:
 
 @dataclass(frozen=True)
 class Driven:
-    """What happened: the output of each step, all addresses requested, errors of the page."""
+    """What happened: the output of each step, those of steps with a name, addresses requested, errors of the page."""
 
     outputs: list[Any]
+    named: dict[str, Any]
     requests: list[str]
     errors: list[str]
 
@@ -72,8 +74,13 @@ class Driven:
 def drive(
     npm: Path, url: str, steps: Sequence[dict[str, Any]], tmp_path: Path, *, script: str = "drive.mjs", **job: Any
 ) -> Driven:
-    """Open a page and do the steps of drive.mjs, or of another script beside it."""
-    told = {"npm": str(npm), "chromium": CHROMIUM, "url": url, "steps": steps, **job}
+    """Open a page and do the steps of drive.mjs, or of another script beside it.
+
+    With `TL_TEST_LAG_MS=400`, drive_images.mjs delays requests and answers at random by up to so many milliseconds
+    each: steps that do not wait for what they need then fail more often.
+    """
+    lag = int(os.environ.get("TL_TEST_LAG_MS", "0"))
+    told = {"npm": str(npm), "chromium": CHROMIUM, "url": url, "steps": steps, "lag": lag, **job}
     (tmp_path / "job.json").write_text(json.dumps(told), encoding="utf-8")
     done = subprocess.run(
         [str(NODE), str(Path(__file__).with_name(script)), str(tmp_path / "job.json")],
@@ -83,4 +90,6 @@ def drive(
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    return Driven(**json.loads(done.stdout))
+    happened = json.loads(done.stdout)
+    named = {step["as"]: output for step, output in zip(steps, happened["outputs"], strict=False) if "as" in step}
+    return Driven(**happened, named=named)

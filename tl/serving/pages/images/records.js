@@ -16,6 +16,7 @@ export class Records {
   #wanted = new Set();
   #asked = new Set();
   #running = 0;
+  #expiries = 0; // how often all expired
   #timer = null;
 
   /** `fetchRecords`: ids -> promise of {records}; `changed`: hears the ids whose records are new or other. */
@@ -58,6 +59,7 @@ export class Records {
   }
 
   expire() {
+    this.#expiries++;
     for (const id of this.#known.keys()) this.#expired.add(id);
   }
 
@@ -96,8 +98,14 @@ export class Records {
       const ids = [...this.#wanted].slice(0, WINDOW);
       for (const id of ids) this.#wanted.delete(id), this.#asked.add(id);
       this.#running++;
+      const expiries = this.#expiries;
       this.fetchRecords(ids)
-        .then(({ records }) => this.put(records), (error) => {
+        .then(({ records }) => {
+          this.put(records);
+          if (expiries === this.#expiries) return;
+          for (const id of ids) this.#asked.delete(id), this.#expired.add(id); // the answer may be from before the change
+          this.want(ids);
+        }, (error) => {
           if (error.isGone) setTimeout(() => this.want(ids), AGAIN_MS);
         })
         .finally(() => {

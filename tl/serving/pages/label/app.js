@@ -8,6 +8,7 @@ import { byId, el, plural } from "./dom.js";
 import { keepFocus } from "./focus.js";
 import { Grid } from "./grid.js";
 import { Keys, nameOf } from "./keys.js";
+import { Latest } from "./latest.js";
 import { Live } from "./live.js";
 import { ModelDialog } from "./model.js";
 import { Records } from "./records.js";
@@ -27,7 +28,6 @@ class LabelPage {
   #timer = null;
   #isFollowing = false;
   #frame = null;
-  #isReading = null;
   #infos = new Map();
 
   constructor() {
@@ -37,6 +37,7 @@ class LabelPage {
       revision: (number) => number > this.#revision && this.#followSoon(),
       unsaved: (count) => this.live.unsaved(count),
     });
+    this.reading = new Latest(() => this.api.get("api/state", { window: this.api.window }), (state) => this.#show(state));
     this.records = new Records((ids) => this.api.send("api/records", { ids }), (ids) => this.#recordsChanged(ids));
     this.views = new Views({ api: this.api, records: this.records, live: this.live, tones: this.tones, drawn: () => this.#drawSoon() });
     this.actions = new Actions({ api: this.api, records: this.records, views: this.views, live: this.live, changed: (answer) => this.#answered(answer) });
@@ -66,15 +67,16 @@ class LabelPage {
 
   async start() {
     await this.api.named;
-    if (this.api.wasReloaded) this.live.say("The server is back. It was started anew, and this page was loaded again.");
     try {
-      await this.#readState();
+      await this.reading.now();
     } catch (error) {
       this.live.banner(error.message);
       if (!error.isGone) return;
     }
     this.api.follow();
-    if (this.state) this.#begin();
+    if (!this.state) return;
+    this.#begin();
+    if (this.api.wasReloaded) this.live.say("The server is back. It was started anew, and this page was loaded again.");
   }
 
   #begin() {
@@ -149,7 +151,7 @@ class LabelPage {
 
   async #changeClass(body, said) {
     try {
-      this.#answered(await this.api.post("api/classes", body));
+      await this.#answered(await this.api.post("api/classes", body)); // what is said is seen in the list of classes too
       this.live.say(said, body.do === "merge" ? { action: ["Undo", () => this.actions.undo(), "U"] } : {});
       this.records.expire();
       const { view, label } = this.views.current;
@@ -160,10 +162,11 @@ class LabelPage {
     }
   }
 
+  /** An action was answered: classes and counts follow at once. Returns when they are shown. */
   #answered({ revision }) {
     this.#revision = Math.max(this.#revision, revision ?? 0);
-    this.#isReading ??= this.#readState().catch(() => {}).finally(() => (this.#isReading = null)); // counts follow at once
     this.#followSoon(this.grid.ids.length < FEW ? 0 : FOLLOW_MS);
+    return this.reading.now().catch(() => {});
   }
 
   #followSoon(milliseconds = FOLLOW_MS) {
@@ -180,7 +183,7 @@ class LabelPage {
     this.#isFollowing = true;
     try {
       const before = this.state;
-      await this.#readState();
+      await this.reading.now();
       this.records.expire();
       const { view, label } = this.views.current;
       if (before === null) this.#begin();
@@ -194,8 +197,7 @@ class LabelPage {
     }
   }
 
-  async #readState() {
-    const state = await this.api.get("api/state", { window: this.api.window });
+  #show(state) {
     this.#revision = Math.max(this.#revision, state.revision);
     const tones = JSON.stringify(state.classes.map(({ name }) => name));
     const isRecolored = this.state && tones !== JSON.stringify(this.state.classes.map(({ name }) => name));
@@ -268,7 +270,8 @@ class LabelPage {
   #bindKeys() {
     const { keys } = this, digits = [..."123456789"];
     keys.add("Label", digits, "Label with the class of this number", (event, key) => {
-      const found = this.state?.classes.find((one) => one.key === key);
+      if (!this.state) return; // the page is still being loaded
+      const found = this.state.classes.find((one) => one.key === key);
       if (found) this.label(found.name);
       else this.live.say(`No class has the number ${key}. Press / and type a name.`);
     }, "1 – 9");

@@ -7,6 +7,7 @@ import { Decisions } from "./decisions.js";
 import { byId, el, plural } from "./dom.js";
 import { keepFocus } from "./focus.js";
 import { Keys } from "./keys.js";
+import { Latest } from "./latest.js";
 import { ProblemList } from "./list.js";
 import { Live } from "./live.js";
 import { overview } from "./overview.js";
@@ -35,6 +36,7 @@ class Page {
       revision: (revision) => revision !== this.state?.revision && this.refresh(),
       unsaved: (count) => this.live.unsaved(count),
     });
+    this.reading = new Latest(() => this.api.get("api/state", { window: this.api.window }), (state) => (this.state = state));
     this.records = new Records((ids) => this.api.send("api/records", { ids }), () => (this.list.draw(), this.zoom.refresh()));
     this.list = new ProblemList(this.records, {
       act: (what, ids, options) => this.act(what, ids, options),
@@ -64,8 +66,8 @@ class Page {
 
   async start() {
     await this.api.named;
+    await this.reading.now();
     if (this.api.wasReloaded) this.live.say("The server is back. It was started anew, and this page was loaded again.");
-    await this.#loadState();
     this.open(this.state.decided > 0 && this.state.kinds.some(({ open }) => open > 0) ? "problems" : "overview", this.#firstOpen());
     this.api.follow();
   }
@@ -117,7 +119,7 @@ class Page {
     try {
       while (this.#isStale) {
         this.#isStale = false;
-        await this.#loadState();
+        await this.reading.now();
         this.#drawState();
         const { view, kind, status } = this, isSame = () => this.view === view && this.kind === kind && this.status === status;
         if (view === "problems") {
@@ -136,10 +138,6 @@ class Page {
     }
   }
 
-  async #loadState() {
-    this.state = await this.api.get("api/state", { window: this.api.window });
-  }
-
   #fetchIds(kind, status) {
     return this.api.get("api/list", { kind, status });
   }
@@ -156,7 +154,7 @@ class Page {
 
   /** Show the images that an undo brought back. */
   async #showUndone(records) {
-    await this.#loadState();
+    await this.reading.now();
     this.#drawState();
     if (this.view !== "problems") return;
     const { kind, status } = this, found = await this.#fetchIds(kind, status);
