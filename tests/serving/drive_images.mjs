@@ -38,7 +38,7 @@ async function open(url) {
   });
   for (const end of ["requestfinished", "requestfailed"]) page.on(end, (request) => waiting.delete(request));
   page.on("pageerror", (error) => errors.push(String(error)));
-  page.on("console", (message) => message.type() === "error" && errors.push(message.text()));
+  page.on("console", (message) => message.type() === "error" && errors.push(`${message.text()} ${message.location().url}`));
   page.on("dialog", (dialog) => (errors.push(`dialog: ${dialog.message()}`), dialog.dismiss()));
   await page.goto(url);
   windows.push(page);
@@ -90,6 +90,13 @@ const doings = {
   html: ({ selector }) => page.innerHTML(selector),
   evaluate: ({ code }) => page.evaluate(code),
   settle,
+  // Waits until `code` gives equal pairs {name: [one, other]}, and gives the last ones.
+  agree: async ({ code }) => {
+    for (const ends = Date.now() + 30_000; ; await page.waitForTimeout(300)) {
+      const pairs = await page.evaluate(code);
+      if (Date.now() > ends || Object.values(pairs).every(([one, other]) => JSON.stringify(one) === JSON.stringify(other))) return pairs;
+    }
+  },
   pause: ({ milliseconds }) => page.waitForTimeout(milliseconds),
   // Lets no requests of a window through that match a pattern, or lets them again.
   block: ({ pattern }) => page.route(pattern, (route) => route.abort()),

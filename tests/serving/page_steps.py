@@ -33,6 +33,11 @@ def evaluate(code: str) -> Step:
     return {"do": "evaluate", "code": code}
 
 
+def agree(code: str) -> Step:
+    """Wait until JavaScript gives equal pairs, {name: [one, other]}, and keep the last ones."""
+    return {"do": "agree", "code": code}
+
+
 def focus(selector: str) -> Step:
     return evaluate(f"document.querySelector({selector!r}).focus()")
 

@@ -293,7 +293,7 @@ const run = () => {
   const open = (id) => id % 2 === 0, names = ["giant ant", "antlion", "ant", "Bee", "sand wasp"];
   const suggested = [{ id: 1, suggestion: "ant" }, { id: 2, suggestion: null }, { id: 3, suggestion: "ant" }];
   return {
-    queue: refillQueue([2, 3, 4, 6], [8, 4, 5, 10, 12], open, 3),
+    queue: refillQueue([2, 3, 4, 6], [8, 4, 10, 12], open, 3),
     away: refillQueue([2, 4, 6], [8, 10, 12], open, 0),
     ranked: extendRanked([6, 2, 3], [2, 8, 6], open),
     back: putBack([10, 13], [12, 11], new Map([[11, 1], [12, 2]])),

@@ -229,7 +229,7 @@ class Review:
             labels = {items.label_after(one, self._log.decision(one)) for one in (place, other)}
             if len(labels) > 1:
                 why = f"is the same file as {items.images[other].name}, with another label"
-                raise Refused("invalid", f"{name}: {why}: relabel or remove one of the two first")
+                raise Refused("conflict", f"{name}: {why}: relabel or remove one of the two first")
         return Decision(do, of=other)  # type: ignore[arg-type]  # one of ACTIONS
 
     def _check_none_is_lost(self, asked: Mapping[Decision, Sequence[int]]) -> None:

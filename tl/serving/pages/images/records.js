@@ -29,6 +29,11 @@ export class Records {
     return this.#known.get(id);
   }
 
+  /** Whether what is known of an image is no older than the last change that was heard of. */
+  isCurrent(id) {
+    return this.#held.has(id) || (this.#known.has(id) && !this.#expired.has(id));
+  }
+
   /** Fetch what is missing or expired of these, soon and together. */
   want(ids) {
     for (const id of ids) {
@@ -81,7 +86,7 @@ export class Records {
         if (this.#held.has(id)) this.#known.set(id, { ...this.#known.get(id), version });
       }
       const later = records.filter(({ id }) => !this.#held.has(id));
-      for (const record of later) this.#known.set(record.id, record);
+      for (const record of later) this.#known.set(record.id, record), this.#expired.delete(record.id);
       this.changed(later.map(({ id }) => id));
     };
     const takeBack = () => {

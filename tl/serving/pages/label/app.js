@@ -122,6 +122,7 @@ class LabelPage {
     run();
     if (!zoom.isOpen || this.api.isGone) return;
     if (grid.ids.length === 0) return zoom.close();
+    if (place < 0) return zoom.open(grid.selection.focus); // it had left the list before, by an action in another window
     const stays = grid.selection.placeOf(was) >= 0;
     zoom.open(grid.ids[Math.min(stays ? place + 1 : place, grid.ids.length - 1)]);
   }
@@ -220,6 +221,7 @@ class LabelPage {
   #recordsChanged(ids) {
     this.grid.refresh(ids);
     if (this.zoom.isOpen && ids.includes(this.zoom.id)) this.zoom.refresh();
+    if (this.views.hasStrays(ids)) this.#followSoon();
     this.#drawSoon();
   }
 

@@ -2,14 +2,13 @@
 
 /** The queue `next`: the first `seen` images stay in their order if they are open; the newest choice follows. */
 export function refillQueue(shown, fresh, isOpen, seen) {
-  const kept = shown.slice(0, seen).filter(isOpen), known = new Set(kept);
-  return [...kept, ...fresh.filter((id) => !known.has(id) && isOpen(id))];
+  return extendRanked(shown.slice(0, seen), fresh, isOpen);
 }
 
 /** A ranked list: what is shown and still belongs to it keeps its place; new images come at the end. */
 export function extendRanked(shown, fresh, belongs) {
   const kept = shown.filter(belongs), known = new Set(kept);
-  return [...kept, ...fresh.filter((id) => !known.has(id) && belongs(id))];
+  return [...kept, ...fresh.filter((id) => !known.has(id))];
 }
 
 /** Put images back, each at the place that it had. `places`: id -> index. */

@@ -45,7 +45,7 @@ export class Views {
       this.current = wanted; // only now, so that what is shown and what it is called agree
       this.#places.clear();
       const before = this.#remembered.get(this.#key()) ?? {};
-      const ids = view === "next" && before.ids ? refillQueue(before.ids, fresh, (id) => this.#belongs(id), REMEMBERED) : fresh;
+      const ids = view === "next" && before.ids ? refillQueue(before.ids, this.#news(fresh), (id) => this.#belongs(id), REMEMBERED) : this.#news(fresh);
       this.isLoaded = true;
       grid.show(ids, { top: before.top ?? 0, focus: before.focus ?? null });
     } catch (error) {
@@ -62,9 +62,10 @@ export class Views {
 
   /** Take the server's order anew, and go to its beginning. */
   async renew() {
+    if (this.#coming !== null) return; // another view is being opened
     this.#remembered.delete(this.#key());
     this.grid.show(this.grid.ids);
-    const { view, ...more } = this.current, asked = ++this.#asked;
+    const { view, ...more } = this.current, asked = this.#asked;
     const fresh = await this.#fetch(this.current).catch(() => null);
     if (fresh === null || asked !== this.#asked) return;
     this.grid.show(fresh);
@@ -79,9 +80,8 @@ export class Views {
     const isQueue = view === "next", belongs = (id) => this.#belongs(id);
     const fresh = await this.#fetch(current, isQueue ? this.#seen().filter(belongs) : []).catch(() => null);
     if (fresh === null || current !== this.current) return;
-    const shown = this.grid.ids;
-    const ids = isQueue ? refillQueue(shown, fresh, belongs, this.#seen().length) :
-      RANKED.includes(view) ? extendRanked(shown, fresh, belongs) : fresh.filter(belongs);
+    const shown = this.grid.ids, news = this.#news(fresh);
+    const ids = isQueue ? refillQueue(shown, news, belongs, this.#seen().length) : RANKED.includes(view) ? extendRanked(shown, news, belongs) : news;
     this.isLoaded = true;
     if (ids.length !== this.grid.ids.length || ids.some((id, n) => id !== this.grid.ids[n])) this.grid.change(ids);
     this.drawn();
@@ -100,6 +100,11 @@ export class Views {
     const isThere = ids.includes(grid.selection.focus);
     if (isThere && last >= 0 && last + 1 < grid.ids.length) grid.go(grid.ids[last + 1]);
     this.drawn();
+  }
+
+  /** Whether one of these images is shown and does not belong here any more, since another window has changed it. */
+  hasStrays(ids) {
+    return ids.some((id) => !this.#belongs(id) && this.grid.selection.placeOf(id) >= 0);
   }
 
   /** Images that left belong here after all. */
@@ -221,6 +226,11 @@ export class Views {
 
   #belongs(id) {
     return BELONGS[this.current.view](this.records.get(id), this.current);
+  }
+
+  /** Of a list of the server, the images that belong here. It may be older than what is known of those that were just acted on. */
+  #news(fresh) {
+    return fresh.filter((id) => !this.records.isCurrent(id) || this.#belongs(id));
   }
 
   async #fetch({ view, label, like, search }, kept = []) {
