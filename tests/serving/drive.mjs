@@ -62,6 +62,7 @@ const doings = {
   visible: ({ selector }) => page.waitForSelector(selector),
   text: ({ selector }) => page.textContent(selector),
   texts: ({ selector }) => page.locator(selector).allTextContents(),
+  evaluate: ({ code }) => page.evaluate(code),
   html: ({ selector }) => page.innerHTML(selector),
   attribute: ({ selector, name }) => page.getAttribute(selector, name),
   address: () => page.url(),

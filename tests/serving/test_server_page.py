@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.models import make_cam_model, make_model, solid
+from tests.serving.page_steps import keep
 from tests.serving.web_driver import drive
 from tl.runtime import load
 from tl.runtime.output.columns import build_columns
@@ -23,6 +24,13 @@ from tl.runtime.output.columns import build_columns
 pytest.importorskip("tl.serving.app", reason="needs the packages of the extra serve", exc_type=ImportError)
 pytestmark = pytest.mark.slow
 TOKEN = "secret-of-the-test"
+# In one step, so that what was asked of the server has not ended yet.
+CANCEL_AND_PASTE = """(() => {
+  const data = new DataTransfer();
+  data.items.add(new File(["no image"], "pasted.png"));
+  document.getElementById("cancel").click();
+  document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
+})()"""
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +114,22 @@ def test_page__cancels_and_goes_on(server: str, npm: Path, photos: list[Path], t
         {"do": "files", "names": many, "wait": False},
         {"do": "click", "selector": "#cancel"},
         {"do": "finished"},
-        {"do": "text", "selector": "#count"},
+        keep("stopped", {"do": "text", "selector": "#count"}),
         {"do": "click", "selector": "#retry"},
         {"do": "finished"},
-        {"do": "text", "selector": "#count"},
+        keep("all", {"do": "text", "selector": "#count"}),
+        {"do": "files", "names": many[:10], "wait": False},
+        {"do": "evaluate", "code": CANCEL_AND_PASTE},
+        {"do": "visible", "selector": "#work:not(.running)"},
+        keep("states of the last", {"do": "texts", "selector": ".card:last-child .state"}),
+        keep("states", {"do": "texts", "selector": ".card .state"}),
     ]
     driven = drive(npm, f"{server}?token={TOKEN}", steps, tmp_path)
     assert driven.errors == []
-    assert driven.outputs[4].startswith("Stopped: ")
-    assert driven.outputs[7].startswith("30 images, last run")
+    assert driven.named["stopped"].startswith("Stopped: ")
+    assert driven.named["all"].startswith("30 images, last run")
+    assert driven.named["states of the last"] == [], "what is added after a cancel is predicted"
+    assert set(driven.named["states"]) == {"Canceled"}
 
 
 def test_page__asks_for_the_token(server: str, npm: Path, tmp_path: Path) -> None:

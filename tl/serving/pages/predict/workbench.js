@@ -118,7 +118,7 @@ class Workbench {
 
   /** Predict all entries that wait. Entries that are added meanwhile are taken by the same run. */
   async #predict() {
-    if (this.#abort) return this.#redraw();
+    if (this.#abort && !this.#abort.signal.aborted) return this.#redraw();
     const abort = (this.#abort = new AbortController());
     this.started = performance.now();
     this.#redraw();
