@@ -89,6 +89,14 @@ const doings = {
   attributes: ({ selector, name }) => page.$$eval(selector, (found, name) => found.map((one) => one.getAttribute(name)), name),
   html: ({ selector }) => page.innerHTML(selector),
   evaluate: ({ code }) => page.evaluate(code),
+  // Waits until `code` gives something, and gives it.
+  when: async ({ code }) => {
+    for (const ends = Date.now() + 30_000; ; await page.waitForTimeout(50)) {
+      const found = await page.evaluate(code);
+      if (found) return found;
+      if (Date.now() > ends) throw new Error("never so");
+    }
+  },
   settle,
   // Waits until `code` gives equal pairs {name: [one, other]}, and gives the last ones.
   agree: async ({ code }) => {

@@ -30,7 +30,8 @@ Json = dict[str, Any]
 KEYS = {"red": "1", "green": "2", "blue": "3"}
 FOCUS_GRID = focus("#grid")
 MESSAGE = ".toast-text"
-NAMED = ".tile.active:not([title=''])"  # the image with the focus, when its record is there
+# The image with the focus, when its record is there. Images outside of the grid are those that fade away.
+NAMED = "#grid .tile.active:not([title=''])"
 
 
 def show(view: str) -> list[Step]:

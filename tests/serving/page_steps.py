@@ -33,6 +33,11 @@ def evaluate(code: str) -> Step:
     return {"do": "evaluate", "code": code}
 
 
+def when(code: str) -> Step:
+    """Wait until JavaScript gives something true, and keep it: several things that are read at the same moment."""
+    return {"do": "when", "code": code}
+
+
 def agree(code: str) -> Step:
     """Wait until JavaScript gives equal pairs, {name: [one, other]}, and keep the last ones."""
     return {"do": "agree", "code": code}

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.models import solid
-from tests.serving.page_steps import click, evaluate, keep, pause, press, settle, until, visible
+from tests.serving.page_steps import click, evaluate, keep, pause, press, settle, until, visible, when
 from tests.serving.web_driver import drive
 
 pytest.importorskip("tl.serving.app", reason="needs the packages of the extra serve", exc_type=ImportError)
@@ -24,6 +24,19 @@ from tests.serving.label_server import FOCUS_GRID, KEYS, MESSAGE, NAMED, labelin
 from tl.annotation.opening import SessionPlan
 
 pytestmark = pytest.mark.slow
+# The titles of the images in the grid, as soon as all have one.
+TITLES = """(() => {
+  const titles = [...document.querySelectorAll('#grid .tile')].map((one) => one.title);
+  return titles.length > 0 && titles.every(Boolean) ? titles : null;
+})()"""
+# Confirms by C what is seen, in one step: {title, names, button} of this moment.
+CONFIRM = f"""(() => {{
+  const names = {TITLES}, get = (id) => document.getElementById(id);
+  if (names === null || get('confirm').hidden) return null;
+  const seen = {{ title: get('view-title').textContent, names, button: get('confirm').textContent }};
+  get('grid').dispatchEvent(new KeyboardEvent('keydown', {{ key: 'c', bubbles: true, cancelable: true }}));
+  return seen;
+}})()"""
 MARKUP = "<img src=x onerror=alert(1)>&amp;-red.png"
 
 
@@ -43,12 +56,12 @@ def test_page__labels_by_keys_alone(npm: Path, model: Path, tmp_path: Path) -> N
         {"do": "type", "text": "bl"},
         keep("options", {"do": "texts", "selector": "#class-options li"}),
         press("Escape"),
-        keep("first", {"do": "attribute", "selector": ".tile.active", "name": "title"}),
+        keep("first", {"do": "attribute", "selector": "#grid .tile.active", "name": "title"}),
         press("1"),
         until(MESSAGE, "labeled red"),
         press("u"),
         until(MESSAGE, "Undone"),
-        keep("undone", {"do": "attribute", "selector": ".tile.active", "name": "title"}),
+        keep("undone", {"do": "attribute", "selector": "#grid .tile.active", "name": "title"}),
         press("Control+Shift+Z"),
         until(MESSAGE, "Done again"),
         press("u"),
@@ -88,31 +101,28 @@ def test_page__confirms_suggestions(plan: SessionPlan, model: Path, npm: Path, t
     """Labels by name until there are suggestions, then C confirms all in view; reserved images show no suggestion."""
     steps = [
         {"do": "decide", "count": 30, "keys": KEYS},
-        visible(".tile.suggested"),
+        visible("#grid .tile.suggested"),
         *show("suggested"),
-        visible("#confirm"),
-        visible("#grid:not(:has(.tile:not([title]), .tile[title='']))"),  # all records are there
-        keep("title", {"do": "text", "selector": "#view-title"}),
-        keep("names", {"do": "attributes", "selector": ".tile", "name": "title"}),
-        keep("button", {"do": "text", "selector": "#confirm"}),
-        FOCUS_GRID,
-        press("c"),
+        until("#view-title", "Suggested as"),
+        keep("seen", when(CONFIRM)),
         until(MESSAGE, "images labeled"),
         settle(),
         pause(1500),
         keep("message", {"do": "text", "selector": MESSAGE}),
         *show("all"),
-        visible(".tile.labeled"),
-        keep("open", {"do": "attributes", "selector": ".tile:not(.labeled)", "name": "aria-label"}),
+        visible("#grid .tile.labeled"),
+        keep("open", {"do": "attributes", "selector": "#grid .tile:not(.labeled)", "name": "aria-label"}),
     ]
     with labeling(plan, model) as page:
         driven = look(page, npm, tmp_path, steps)
         assert driven.errors == []
         records = page.records(*range(120))
         page.wait(lambda state: state["head"] and not state["head"]["is_fitting"])
-    suggested = driven.named["title"].removeprefix("Suggested as ")
-    assert {color_of(name) for name in driven.named["names"]} == {suggested}
-    count = int(driven.named["button"].split()[1])
+    seen = driven.named["seen"]
+    suggested = seen["title"].removeprefix("Suggested as ")
+    assert {color_of(name) for name in seen["names"]} == {suggested}
+    assert f"as {suggested}" in seen["button"]
+    count = int(driven.named["message"].split()[0])
     assert driven.named["message"] == f"{count} images labeled {suggested}."
     labeled = [one for one in records if one["label"] is not None]
     assert len(labeled) == 30 + count
@@ -153,11 +163,10 @@ def test_page__finds_more_like_one_and_zooms(plan: SessionPlan, model: Path, npm
     steps = [
         until("#features-text", "120 of 120"),
         FOCUS_GRID,
-        keep("one", {"do": "attribute", "selector": ".tile.active", "name": "title"}),
+        keep("one", {"do": "attribute", "selector": "#grid .tile.active", "name": "title"}),
         press("f"),
         until("#view-title", "Similar"),
-        visible(NAMED),
-        keep("similar", {"do": "attributes", "selector": ".tile", "name": "title"}),
+        keep("similar", when(TITLES)),
         press("Escape"),
         until("#view-title", "Next"),
         press("z"),
@@ -220,7 +229,7 @@ def test_page__follows_other_windows_and_shows_conflicts(
 
 def test_page__takes_back_what_the_server_refuses(plan: SessionPlan, model: Path, npm: Path, tmp_path: Path) -> None:
     steps = [
-        keep("before", {"do": "attribute", "selector": ".tile.active", "name": "title"}),
+        keep("before", {"do": "attribute", "selector": "#grid .tile.active", "name": "title"}),
         FOCUS_GRID,
         press("/"),
         {"do": "evaluate", "code": "document.getElementById('class-box').removeAttribute('maxlength')"},
@@ -228,7 +237,7 @@ def test_page__takes_back_what_the_server_refuses(plan: SessionPlan, model: Path
         press("Enter"),
         until(MESSAGE, "Not saved"),
         keep("labeled", {"do": "texts", "selector": "#grid .tile.labeled"}),
-        keep("names", {"do": "attributes", "selector": ".tile", "name": "title"}),
+        keep("names", when(TITLES)),
     ]
     with labeling(plan, model) as page:
         driven = look(page, npm, tmp_path, steps)
@@ -254,7 +263,7 @@ def test_page__goes_on_when_the_server_is_back(npm: Path, model: Path, tmp_path:
         press("1"),
         until(MESSAGE, "nothing can be saved now"),
         {"do": "spawn", "command": [*command, "--port", str(told["port"])]},
-        visible(".tile"),
+        visible("#grid .tile"),
         {"do": "switch", "number": 0},
         until(MESSAGE, "this page was loaded again"),  # numbers of images may mean others
         keep("no banner", evaluate("document.querySelector('.banner').hidden")),
@@ -284,20 +293,20 @@ def test_page__shows_markup_in_names_as_text(model: Path, npm: Path, tmp_path: P
         press("Enter"),
         until("#class-list", name),
         *show("all"),
-        visible(".tile"),
+        visible("#grid .tile"),
         {
             "do": "evaluate",
-            "code": "[...document.querySelectorAll('.tile')].find((one) => one.title.startsWith('<')).click()",
+            "code": "[...document.querySelectorAll('#grid .tile')].find((one) => one.title.startsWith('<')).click()",
         },
         until("#focused-name", "<img"),
         keep("name", {"do": "text", "selector": "#focused-name"}),
         FOCUS_GRID,
         press("1"),
-        visible(".tile.labeled"),
-        keep("label", {"do": "text", "selector": ".tile.labeled .strip"}),
+        visible("#grid .tile.labeled"),
+        keep("label", {"do": "text", "selector": "#grid .tile.labeled .strip"}),
         keep("elements", evaluate("document.querySelectorAll('[onerror], body script, b').length")),
         *show("errors"),
-        until(".tile.failed", " "),
+        until("#grid .tile.failed", " "),
     ]
     with labeling(SessionPlan(photos, tmp_path / "labels.csv", []), model) as page:
         driven = look(page, npm, tmp_path, steps)
@@ -310,24 +319,24 @@ def test_page__shows_markup_in_names_as_text(model: Path, npm: Path, tmp_path: P
 def test_page__scrolls_20000_images(model: Path, npm: Path, tmp_path: Path) -> None:
     photos = link_photos(tmp_path / "photos", 20_000)
     place = "Number(document.querySelector('.active').getAttribute('aria-posinset'))"
-    count = f"[document.querySelectorAll('.tile').length, {place}]"
+    count = f"[document.querySelectorAll('#grid .tile').length, {place}]"
     middle = "document.getElementById('grid').scrollTop = document.getElementById('grid').scrollHeight / 2"
     steps = [
         *show("all"),
-        visible(".tile.loaded"),
+        visible("#grid .tile.loaded"),
         FOCUS_GRID,
         press("End"),
         visible("#image-19999.loaded"),
         keep("end", evaluate(count)),
         evaluate(middle),
         pause(300),
-        visible(".tile.loaded"),
+        visible("#grid .tile.loaded"),
         keep("middle", evaluate(count)),
         keep("top", evaluate("document.getElementById('grid').scrollTop")),
         *show("labeled"),
         visible("#empty h3"),
         *show("all"),
-        visible(".tile.loaded"),
+        visible("#grid .tile.loaded"),
         keep("top again", evaluate("document.getElementById('grid').scrollTop")),
     ]
     with labeling(SessionPlan(photos, tmp_path / "labels.csv", ["red"]), model) as page:
@@ -349,7 +358,7 @@ def test_page__is_accessible(
         axe,
         FOCUS_GRID,
         {"do": "decide", "count": 15, "keys": KEYS},
-        visible(".tile.suggested"),
+        visible("#grid .tile.suggested"),
         press(" ", "Shift+ArrowRight", "n"),
         still,
         axe,
@@ -364,7 +373,7 @@ def test_page__is_accessible(
         still,
         axe,
         *show("labeled"),
-        visible(".tile.labeled"),
+        visible("#grid .tile.labeled"),
         still,
         axe,
         *show("skipped"),

@@ -30,7 +30,7 @@ def test_page__a_held_key_acts_once(plan: SessionPlan, npm: Path, tmp_path: Path
         {"do": "hold", "key": "x", "times": 8},
         until(MESSAGE, "not sure"),
         {"do": "hold", "key": "ArrowRight", "times": 4},
-        keep("place", {"do": "attribute", "selector": ".tile.active", "name": "aria-posinset"}),
+        keep("place", {"do": "attribute", "selector": "#grid .tile.active", "name": "aria-posinset"}),
     ]
     with labeling(plan) as page:
         driven = look(page, npm, tmp_path, steps)

@@ -116,7 +116,7 @@ def test_page__duplicates_and_selections(npm: Path, data: Path, tmp_path: Path) 
         visible("#empty h3"),
         click("#show-decided"),
         visible("#list .card.current .decision"),
-        texts(".decision", "decisions"),
+        texts("#list .decision", "decisions"),
     ]
     with serving(data, output, "--kinds", "label,duplicate") as (process, link):
         found = named(npm, link, steps, tmp_path)
@@ -179,7 +179,7 @@ def test_page__goes_on_after_kill(npm: Path, data: Path, tmp_path: Path) -> None
         click("#show-decided"),
         visible("#list .card .decision"),
         texts("#list .card h3", "names"),
-        texts(".note", "notes"),
+        texts("#list .note", "notes"),
         texts("#list .labels", "labels"),
     ]
     with serving(data, output) as (process, link):
