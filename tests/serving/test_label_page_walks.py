@@ -63,7 +63,7 @@ def test_page__a_random_walk(seed: int, plan: SessionPlan, model: Path, npm: Pat
         page.wait(lambda state: state["head"] and not state["head"]["is_fitting"])
         driven = look(page, npm, tmp_path, walk(seed, page.access.url), lag=150)
         # There may be nothing to undo, and a class that another window has just renamed.
-        assert [error for error in driven.errors if "409" not in error and "&class=" not in error] == []
+        assert [error for error in driven.errors if "status of 409" not in error and "&class=" not in error] == []
     for number in (0, 1):
         for what, (shown, kept) in driven.named[f"window {number}"].items():
             assert shown == kept, (number, what, driven.named[f"window {number}"]["view"])

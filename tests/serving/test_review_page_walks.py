@@ -59,7 +59,7 @@ def test_page__a_random_walk(seed: int, data: Path, npm: Path, tmp_path: Path) -
         shutil.copy(data / name / "11.png", data / classes[(n + n // 3) % 3] / f"copy-{n}.png")
     with serving(data, tmp_path / "reviewed.csv", "--kinds", "label,duplicate") as (_, link):
         driven = look(npm, link, walk(seed, link.partition("?")[0]), tmp_path, lag=150)
-    assert [error for error in driven.errors if "409" not in error] == []  # there may be nothing to undo
+    assert [error for error in driven.errors if "status of 409" not in error] == []  # there may be nothing to undo
     for window in ("window 0", "window 1"):
         for what, (shown, kept) in driven.named[window].items():
             assert shown == kept, (window, what)

@@ -44,8 +44,8 @@ export class Views {
       if (view === "similar" && this.current.view !== "similar") this.#before = this.current;
       this.current = wanted; // only now, so that what is shown and what it is called agree
       this.#places.clear();
-      const before = this.#remembered.get(this.#key()) ?? {};
-      const ids = view === "next" && before.ids ? refillQueue(before.ids, this.#news(fresh), (id) => this.#belongs(id), REMEMBERED) : this.#news(fresh);
+      const before = this.#remembered.get(this.#key()) ?? {}, news = this.#news(fresh);
+      const ids = view === "next" && before.ids ? refillQueue(before.ids, news, (id) => this.#belongs(id), REMEMBERED) : news;
       this.isLoaded = true;
       grid.show(ids, { top: before.top ?? 0, focus: before.focus ?? null });
     } catch (error) {
